@@ -1,0 +1,1 @@
+"""llmprocctl: the command line of llmprocd."""

@@ -1,0 +1,1 @@
+"""What is true: no I/O, no await, no clock, no chance."""

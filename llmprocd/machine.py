@@ -1,0 +1,404 @@
+"""Machine: the kernel and its devices.
+
+Law: what a verb changed in memory is handed to the store in the same synchronous stretch (`commit`), and
+nothing that was computed from it leaves before it is durable (`wait_durable`). One number is enough for
+that: whoever looks at memory waits for the last commit there was.
+Law: to interrupt is to change the state and count the epoch up; `commit` sees the difference and cancels.
+"""
+
+import os
+import time
+from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import msgspec
+import trio
+
+from llmprocd import console, pager, sched, waitchan
+from llmprocd.abi import calls
+from llmprocd.abi.calls import RunResult, ToolCallInfo
+from llmprocd.abi.types import MessageId, Pid
+from llmprocd.config import Config
+from llmprocd.kernel import history, step
+from llmprocd.kernel.state import Change, Image, Kernel, Node, Proc, Reply, Run
+from llmprocd.model.body import Transcript
+from llmprocd.model.protocol import Model
+from llmprocd.model.sse import Turn
+from llmprocd.store.protocol import Store
+from llmprocd.tools.spawner import Spawner
+
+TRANSCRIPTS = 64 << 20
+"""Bytes of joined histories that are kept between turns."""
+
+
+ImageOf = Callable[[str | dict[str, Any], str, Mapping[str, str]], Image]
+"""Makes a program (path, name or map; relative to a folder; with the process's variables) ready to run."""
+
+
+class Desk(Protocol):
+    """Who reads program files and the config."""
+
+    def programs(self) -> list[tuple[str, str, str]]: ...
+    def check(self, path: str, cwd: str) -> calls.Checked: ...
+    def reload(self) -> None: ...
+
+
+class Started(msgspec.Struct):
+    """The step that a process's task is at."""
+
+    epoch: int
+    scope: trio.CancelScope
+
+
+class RunWaiter:
+    """Somebody who waits for the end of one run."""
+
+    def __init__(self) -> None:
+        self.done = trio.Event()
+        self.proc: Proc | None = None
+
+
+class Machine:
+    """What joins the kernel to the world."""
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        store: Store,
+        config: Config,
+        model: Model,
+        spawner: Spawner,
+        live: Callable[["Machine", Pid], Awaitable[None]],
+        image_of: ImageOf,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.kernel = kernel
+        self.store = store
+        self.config = config
+        self.model = model
+        self.spawner = spawner
+        self.sched = sched.Scheduler(config.slots)
+        self.console = console.Console(kernel.counters.seq)
+        self.waits = waitchan.WaitChan()
+        self.pager = pager.Pager(store)
+        self.turns: dict[Pid, Turn] = {}  # answers that are coming in
+        self.fresh: dict[Pid, MessageId] = {}  # heads whose begun tools have yet to start
+        self.ticket = 0
+        self.image_of = image_of
+        self._live = live
+        self._clock = clock
+        self._nursery: trio.Nursery | None = None
+        self._tasks: set[Pid] = set()
+        self._steps: dict[Pid, Started] = {}
+        self._doing: dict[Pid, dict[str, str]] = {}
+        self._runs: dict[tuple[Pid, int], list[RunWaiter]] = {}
+        self._alarms: dict[Pid, trio.CancelScope] = {}
+        self._transcripts: dict[Pid, tuple[MessageId | None, Transcript, int]] = {}
+        self._kept = 0
+        self._published = 0
+        self.on_alarm: Callable[[Pid, str], Awaitable[None]] | None = None
+        self.stopping = trio.Event()
+        self.started = clock()
+        self.uid = os.getuid()
+        self.os_pid = os.getpid()
+        self.shared = False  # may others than this user connect?
+        self.boot_id = ""
+        self.socket = ""
+        self.state_dir = ""
+        store.on_durable = self._became_durable
+
+    def identify(self, path: str, state_dir: str, boot_id: str, desk: Desk) -> None:
+        """Where this daemon is, which life of it this is, and who reads its files."""
+        self.socket, self.state_dir, self.boot_id = path, state_dir, boot_id
+        self.programs, self.check, self.reload = desk.programs, desk.check, desk.reload
+
+    def configure(self, config: Config) -> None:
+        """Use another config from now on."""
+        self.config = config
+        self.sched.resize(config.slots)
+
+    @property
+    def busy(self) -> int:
+        """How many processes have a step under way."""
+        return len(self._steps)
+
+    # --- changing ----------------------------------------------------------------------------------
+
+    def begin(self) -> Kernel:
+        """The kernel, told what time it is. Call it after the last await before a verb."""
+        self.kernel.now = self._clock()
+        return self.kernel
+
+    def commit(self, why: str) -> int:
+        """Hand what the verbs changed to the store, and let everybody act on it. Returns the ticket."""
+        change = self.kernel.taken()
+        if not change:
+            return self.ticket
+        change.why.append(why)
+        self.ticket = self.store.submit(change)
+        self._publish(change)
+        for proc in change.procs.values():
+            self._react(proc)
+        for pid in change.gone:
+            self.waits.wakeup(("exit", pid))
+        return self.ticket
+
+    async def wait_durable(self) -> None:
+        """Wait until all that is in memory now is on disk."""
+        await self.store.wait_durable(self.ticket)
+
+    def _publish(self, change: Change) -> None:
+        events = [event for event in change.events if event.seq > self._published]
+        if self.console.publish(events, self.ticket, self.store.durable):
+            self.waits.wakeup("events")
+
+    def _became_durable(self, durable: int) -> None:
+        if self.console.reveal(durable):
+            self.waits.wakeup("events")
+
+    def announce(self, kind: str, pid: Pid, **more: object) -> None:
+        """Tell at once of something that no crash can take back. It is stored with the next commit."""
+        k = self.begin()
+        events = k.change.events
+        k.emit(kind, pid, **more)
+        event = (k.loose or events)[-1]
+        k.loose.clear()
+        self._published = event.seq
+        if self.console.publish([event], self.ticket, self.store.durable):
+            self.waits.wakeup("events")
+
+    # --- processes and their tasks -----------------------------------------------------------------
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """The supervisor: a task for each process that has a step to run."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            task_status.started()
+            for pid in list(self.kernel.procs):
+                proc = self.kernel.procs[pid]
+                if proc.live:
+                    self._react(proc)
+            await trio.sleep_forever()
+
+    def _react(self, proc: Proc) -> None:
+        pid = proc.pid
+        started = self._steps.get(pid)
+        if started is not None and started.epoch != proc.epoch:
+            started.scope.cancel(reason="the process was interrupted")
+        if not proc.live:
+            self._ended(proc)
+        elif pid not in self._tasks and not isinstance(step.next_step(proc), step.Sleep):
+            self._tasks.add(pid)
+            self.background(self._live, self, pid)
+        if proc.live and (proc.wall.soft or proc.wall.hard) and pid not in self._alarms:
+            self.background(self._alarm, pid)
+        self._answer_runs(proc)
+        self.waits.wakeup(("proc", pid))
+
+    def _ended(self, proc: Proc) -> None:
+        pid = proc.pid
+        self.waits.wakeup(("exit", pid))
+        self._forget(pid)
+        if pid in self._alarms:
+            self._alarms[pid].cancel(reason="the process ended")
+        self.background(self.spawner.kill_all, pid)
+
+    def background(self, task: Callable[..., Awaitable[object]], *args: object) -> None:
+        """Run something beside the processes, for as long as the daemon runs."""
+        if self._nursery is not None:
+            self._nursery.start_soon(task, *args)
+
+    @contextmanager
+    def step(self, proc: Proc) -> Generator[None]:
+        """The one cancel scope in which a process's step runs."""
+        with trio.CancelScope() as scope:
+            self._steps[proc.pid] = Started(proc.epoch, scope)
+            try:
+                yield
+            finally:
+                del self._steps[proc.pid]
+                self._doing.pop(proc.pid, None)
+
+    def leave(self, pid: Pid) -> None:
+        """A process's task has nothing to do any more."""
+        self._tasks.discard(pid)
+
+    @contextmanager
+    def doing(self, pid: Pid, what: str, key: str = "") -> Generator[None]:
+        """Say what a process waits for (WCHAN)."""
+        self.waits_for(pid, what, key)
+        try:
+            yield
+        finally:
+            self._doing.get(pid, {}).pop(key, None)
+
+    def waits_for(self, pid: Pid, what: str, key: str = "") -> None:
+        self._doing.setdefault(pid, {})[key] = what
+        if self.console.readers:
+            self.announce("state", pid, stat=self.stat(self.kernel.procs[pid]), wchan=what)
+
+    def wchan(self, proc: Proc) -> str:
+        """What a process waits for."""
+        doing = self._doing.get(proc.pid)
+        if doing:
+            return next((what for what in doing.values() if what != "wait"), "wait")
+        if not proc.live:
+            return "-"
+        if proc.stopped:
+            return "-"
+        todo = step.next_step(proc)
+        return todo.wchan if isinstance(todo, step.Sleep) else "-"
+
+    def stat(self, proc: Proc) -> str:
+        """The letter of `ps`."""
+        if not proc.live:
+            return "Z"
+        if proc.stopped:
+            return "T"
+        wchan = self.wchan(proc)
+        if wchan in {"slot", "backoff"} or wchan.startswith("retry-after"):
+            return "D"
+        return "S" if wchan in {"wait", "fd:0"} else "R"
+
+    # --- what others wait for ----------------------------------------------------------------------
+
+    async def wait_ended(self, pids: Sequence[Pid], *, any_: bool = False) -> None:
+        """Wait until all (or any) of some processes have ended or are gone."""
+        while True:
+            living = [pid for pid in pids if pid in self.kernel.procs and self.kernel.procs[pid].live]
+            if not living or (any_ and len(living) < len(pids)):
+                return
+            await self.waits.sleep(*(("exit", pid) for pid in (living if any_ else living[:1])))
+
+    async def wait_run(self, pid: Pid, seq: int) -> Proc:
+        """Wait for the end of the run that a message began; the process as it was then."""
+        proc = self.kernel.procs[pid]
+        if proc.run.seq == seq and proc.run.ended:
+            return proc
+        waiter = RunWaiter()
+        waiters = self._runs.setdefault((pid, seq), [])
+        waiters.append(waiter)
+        try:
+            await waiter.done.wait()
+        finally:
+            waiters.remove(waiter)
+            if not waiters:
+                self._runs.pop((pid, seq), None)
+        assert waiter.proc is not None
+        return waiter.proc
+
+    def _answer_runs(self, proc: Proc) -> None:
+        if not self._runs:
+            return
+        if proc.run.ended:
+            self._answer(proc, proc.run.seq)
+        if not proc.live:
+            for pid, seq in [key for key in self._runs if key[0] == proc.pid]:
+                assert pid == proc.pid
+                self._answer(proc, seq)
+
+    def _answer(self, proc: Proc, seq: int) -> None:
+        for waiter in self._runs.get((proc.pid, seq), ()):
+            waiter.proc = waiter.proc or proc
+            waiter.done.set()
+
+    async def message(self, proc: Proc) -> str:
+        """The last message of a process: its last words, or what the model said last."""
+        if proc.farewell:
+            return proc.farewell
+        return await self.said(proc.run)
+
+    async def said(self, run: Run) -> str:
+        """What the model said last in a run."""
+        node = await self.store.node(run.spoke) if run.spoke is not None else None
+        return history.text(node) if node is not None else ""
+
+    async def run_result(self, proc: Proc) -> RunResult:
+        """What the last run of a process did."""
+        run = proc.run
+        return RunResult(
+            pid=proc.pid,
+            stop_reason=run.stop_reason or None,
+            message=await self.message(proc),
+            api_calls=run.api_calls,
+            tool_calls=[ToolCallInfo(call.name, call.input, call.is_error) for call in run.tool_calls],
+            usage=run.usage,
+            cost_usd=None,
+            duration_ms=round(1000 * max(0.0, (run.ended or self._clock()) - run.began)),
+            status=proc.status,
+        )
+
+    def partial(self, pid: Pid) -> Reply | None:
+        """What has been streamed of the answer under way."""
+        turn = self.turns.get(pid)
+        return turn.partial() if turn is not None else None
+
+    # --- history -----------------------------------------------------------------------------------
+
+    async def node(self, id_: MessageId) -> Node:
+        """A message that is known to exist."""
+        node = self.store.node_nowait(id_) or await self.store.node(id_)
+        assert node is not None, f"m{id_} is gone"
+        return node
+
+    async def transcript(self, proc: Proc) -> Transcript:
+        """The joined history up to a process's head; kept between turns, and appended to."""
+        kept = self._transcripts.get(proc.pid)
+        model = self.kernel.image(proc).model
+        if kept is not None and kept[1].model == model:
+            nodes = await self._since(proc, kept[0])
+            if nodes is not None:
+                for node in nodes:
+                    kept[1].append(node)
+                self._keep(proc, kept[1])
+                return kept[1]
+        nodes = await self.store.path(proc.head) if proc.head is not None else []
+        transcript = Transcript.of(nodes, model)
+        self._keep(proc, transcript)
+        return transcript
+
+    async def _since(self, proc: Proc, id_: MessageId | None) -> list[Node] | None:
+        """The few nodes between an earlier head and this one; None if it is no near ancestor."""
+        nodes: list[Node] = []
+        at = proc.head
+        while at is not None and at != id_ and len(nodes) < 8:
+            nodes.append(await self.node(at))
+            at = nodes[-1].parent
+        return nodes[::-1] if at == id_ else None
+
+    def _keep(self, proc: Proc, transcript: Transcript) -> None:
+        self._forget(proc.pid)
+        self._transcripts[proc.pid] = (proc.head, transcript, len(transcript))
+        self._kept += len(transcript)
+        while self._kept > TRANSCRIPTS and len(self._transcripts) > 1:
+            self._forget(next(iter(self._transcripts)))
+
+    def _forget(self, pid: Pid) -> None:
+        kept = self._transcripts.pop(pid, None)
+        self._kept -= kept[2] if kept else 0
+
+    # --- wall-clock limits -------------------------------------------------------------------------
+
+    def set_alarm(self, pid: Pid) -> None:
+        """A process's wall limit has changed."""
+        if pid in self._alarms:
+            self._alarms[pid].cancel(reason="the limit was changed")
+
+    async def _alarm(self, pid: Pid) -> None:
+        """Raise a process's wall limits when their time has come; begin anew when they are changed."""
+        if pid in self._alarms:
+            return
+        changed = True
+        while changed and self.kernel.procs[pid].live:
+            with trio.CancelScope() as scope:
+                self._alarms[pid] = scope
+                await self._ring(self.kernel.procs[pid])
+            changed = scope.cancelled_caught
+        del self._alarms[pid]
+
+    async def _ring(self, proc: Proc) -> None:
+        for which, bound in (("soft", proc.wall.soft), ("hard", proc.wall.hard)):
+            if bound is not None and self.on_alarm is not None:
+                await trio.sleep(max(0.0, proc.began + bound - self._clock()))
+                await self.on_alarm(proc.pid, which)

@@ -1,0 +1,262 @@
+"""Boot and stop.
+
+Boot: config, keys, lock, spawner, store, kernel, machine, socket; READY; then the SDK is imported, in a
+thread, since nobody should wait for that. Stop: the listener closes, connections get a moment, the tasks are
+cancelled; nothing is written that a crash would not have written too.
+"""
+
+import argparse
+import logging
+import os
+import resource
+import secrets
+import signal
+import socket
+import stat
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import trio
+
+from llmprocd import __version__, config, keys, listen, log, server, systemd, task
+from llmprocd.abi import calls, paths
+from llmprocd.abi.errno import KernelError
+from llmprocd.config import Config
+from llmprocd.kernel.state import Image, Kernel
+from llmprocd.machine import Machine
+from llmprocd.model import body, script
+from llmprocd.model.anthropic import Anthropic
+from llmprocd.program import load, prompt
+from llmprocd.store.protocol import StoreFailed
+from llmprocd.store.sqlite import Store
+from llmprocd.syscall import sweep, sysalarm
+from llmprocd.syscall.dispatch import Door
+from llmprocd.tools import toolbox
+from llmprocd.tools.spawner import Spawner, SpawnerError
+
+_log = logging.getLogger("llmprocd")
+
+GRACE_S = 2.0
+"""How long connections have to end when the daemon stops."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the daemon in the foreground; its exit status."""
+    options = _options(argv)
+    try:
+        settings = config.load(options.config)
+    except KernelError as error:
+        sys.stderr.write(f"llmprocd: {error.text}\n")
+        return 1
+    variables = [endpoint.api_key_env for endpoint in settings.endpoints.values()]
+    known = keys.take(os.environ, variables)
+    log.start(options.log_level, known.values(), journal=_is_journal())
+    credential = keys.credential(os.environ, "anthropic_api_key")
+    if credential:
+        known.setdefault("ANTHROPIC_API_KEY", credential)
+    try:
+        return _locked(options, settings, known)
+    except StoreFailed as error:
+        _log.critical("%s", error)
+        return 1
+
+
+def _options(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser("llmprocd", description="Run language-model conversations as processes.")
+    parser.add_argument("--socket", default="", metavar="PATH", help="where to listen")
+    parser.add_argument("--state-dir", default="", metavar="DIR", help="what must survive is kept here")
+    parser.add_argument("--config", default="", metavar="FILE", help="a TOML file")
+    parser.add_argument("--log-level", default="info", choices=log.LEVELS, help="default: info")
+    parser.add_argument("--version", action="version", version=f"llmprocd {__version__}")
+    return parser.parse_args(argv)
+
+
+def _is_journal() -> bool:
+    """Is stderr the journal's? (systemd.exec(5), JOURNAL_STREAM)."""
+    stream = os.environ.get("JOURNAL_STREAM", "")
+    status = os.fstat(2)
+    return stream == f"{status.st_dev}:{status.st_ino}"
+
+
+def _locked(options: argparse.Namespace, settings: Config, known: Mapping[str, str]) -> int:
+    """Be the only daemon of this socket and of this state directory; then run."""
+    path = os.path.abspath(options.socket) if options.socket else paths.socket_path(os.environ, os.getuid())
+    state = os.path.abspath(options.state_dir or paths.state_dir(os.environ, os.getuid()))
+    Path(state).mkdir(mode=0o700, parents=True, exist_ok=True)
+    os.environ["LLMPROC_SOCKET"] = path
+    notifier = systemd.Notifier(os.environ)
+    handed = systemd.listen_fds(os.environ)
+    locks = [listen.lock(str(Path(state, "llmprocd"))), *([] if handed else [listen.lock(path)])]
+    spawner = Spawner.fork()
+    keys.close_process()
+    _many_files()
+    store = Store(state)
+    listener = socket.socket(fileno=handed[0]) if handed else listen.bind(path)
+    inode = 0 if handed else os.stat(path).st_ino
+    daemon = Daemon(settings, options.config, known, store, spawner, path, state, notifier)
+    try:
+        return trio.run(daemon.run, listener)
+    finally:
+        listener.close()
+        if inode:
+            listen.unbind(path, inode)
+        for lock in locks:
+            os.close(lock)
+
+
+def _many_files() -> None:
+    """Each model call and each client is a descriptor: allow as many as the system does."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+class Daemon:
+    """The pieces, joined."""
+
+    def __init__(
+        self,
+        settings: Config,
+        config_path: str,
+        known: Mapping[str, str],
+        store: Store,
+        spawner: Spawner,
+        path: str,
+        state: str,
+        notifier: systemd.Notifier,
+    ) -> None:
+        self.config_path = config_path
+        self.known = known
+        self.settings = settings
+        self.store = store
+        self.spawner = spawner
+        self.notifier = notifier
+        self.catalog = toolbox.catalog()
+        self.engine = script.Engine()
+        url = os.environ.get("ANTHROPIC_BASE_URL") or None
+        self.model = Anthropic(self.key, url, self._script, settings.stall_s)
+        self.machine = Machine(Kernel(store.load()), store, settings, self.model, spawner, task.live, self.image)
+        self.machine.identify(path, state, secrets.token_hex(8), self)
+
+    def key(self, base_url: str, variable: str) -> str | None:
+        """The key for an endpoint: the default one's, or the one that the config pairs with it."""
+        if not base_url:
+            return self.known.get("ANTHROPIC_API_KEY")
+        paired = self.settings.endpoints.get(base_url)
+        if paired is None or (variable and variable != paired.api_key_env):
+            return None
+        return self.known.get(paired.api_key_env)
+
+    def _script(self) -> Any:
+        from llmprocd.model.script_transport import ScriptTransport
+
+        return ScriptTransport(self.engine)
+
+    def image(self, source: str | dict[str, Any], cwd: str, env: Mapping[str, str]) -> Image:
+        """A program made ready to run. Raises ENOENT, ENOEXEC, EACCES (no key)."""
+        program, warnings = load.load(source, cwd, self.catalog)
+        for warning in warnings:
+            _log.warning("%s", warning)
+        made = prompt.image(program, self.catalog, cwd=cwd, prefix=body.prefix, env=env)
+        self.model.check(made)
+        return made
+
+    def programs(self) -> list[tuple[str, str, str]]:
+        """Name, path and description of the programs there are."""
+        folders = os.environ.get("LLMPROC_PATH", "")
+        return load.listed(folder for folder in folders.split(":") if folder)
+
+    def check(self, path: str, cwd: str) -> calls.Checked:
+        """Every fault of a program file."""
+        faults, warnings = load.check(path, cwd, self.catalog)
+        rows = [msgspec.convert(msgspec.to_builtins(fault), calls.FaultInfo) for fault in faults]
+        return calls.Checked(not faults, rows, list(warnings))
+
+    def reload(self) -> None:
+        """Read the config again. Raises ENOENT, ENOEXEC; the old one stays then."""
+        self.notifier.tell("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        try:
+            self.settings = config.load(self.config_path)
+            self.machine.configure(self.settings)
+        finally:
+            self.notifier.tell("READY=1")
+
+    # --- running -----------------------------------------------------------------------------------
+
+    async def run(self, listener: socket.socket) -> int:
+        """Serve until told to stop; the exit status."""
+        m = self.machine
+        mode = os.fstat(listener.fileno()).st_mode
+        m.shared = bool(stat.S_IMODE(mode) & 0o060)
+        m.on_alarm = partial(sysalarm.ring, m)
+        status = 1
+        try:
+            async with trio.open_nursery() as outer:
+                await outer.start(self.store.run)
+                await outer.start(self.spawner.run)
+                async with trio.open_nursery() as nursery:
+                    await nursery.start(m.run)
+                    await nursery.start(partial(server.serve, listener, Door(m)))
+                    nursery.start_soon(self._signals)
+                    nursery.start_soon(self._watchdog)
+                    nursery.start_soon(sweep.run, m)
+                    nursery.start_soon(self.model.warm)
+                    self._ready()
+                    await m.stopping.wait()
+                    self._stop(nursery)
+                await self.model.aclose()
+                status = 0
+                outer.cancel_scope.cancel(reason="the daemon stops")
+        except* (StoreFailed, SpawnerError) as group:
+            for error in _leaves(group):
+                _log.critical("%s", error)
+            status = 1
+        _log.info("stopped")
+        return status
+
+    def _ready(self) -> None:
+        m = self.machine
+        _log.info("ready socket=%s state=%s processes=%d", m.socket, m.state_dir, m.kernel.living)
+        self.notifier.tell("READY=1", f"STATUS={m.kernel.living} processes")
+        fd = os.environ.pop("LLMPROC_READY_FD", "")
+        if fd:
+            with os.fdopen(int(fd), "wb") as starter:
+                starter.write(b"READY\n")
+
+    def _stop(self, nursery: trio.Nursery) -> None:
+        _log.info("stopping")
+        self.notifier.tell("STOPPING=1")
+        nursery.cancel_scope.deadline = trio.current_time() + 0.05
+
+    async def _signals(self) -> None:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as arrived:
+            async for number in arrived:
+                if number != signal.SIGHUP:
+                    self.machine.stopping.set()
+                    continue
+                try:
+                    self.reload()
+                except KernelError as error:
+                    _log.error("config not reloaded: %s", error.text)  # noqa: TRY400  # it is a user's mistake
+
+    async def _watchdog(self) -> None:
+        """Feed the watchdog from this loop: one that hangs shall miss it."""
+        interval = self.notifier.watchdog_s / 2 if self.notifier.watchdog_s else 10.0
+        said = ""
+        while True:
+            m = self.machine
+            status = f"STATUS={m.kernel.living} processes, {m.busy} running"
+            self.notifier.tell("WATCHDOG=1", *([status] if status != said else []))
+            said = status
+            await trio.sleep(interval)
+
+
+def _leaves(group: BaseExceptionGroup[Any]) -> list[BaseException]:
+    found: list[BaseException] = []
+    for error in group.exceptions:
+        found.extend(_leaves(error) if isinstance(error, BaseExceptionGroup) else [error])
+    return found

@@ -1,0 +1,359 @@
+"""The Messages API through the anthropic SDK.
+
+The SDK knows headers, credentials and errors; data stays out of it: the request is bytes that were encoded
+once, the answer bytes for a listener, and retries are the scheduler's.
+
+Law: a key goes to the endpoint it belongs to and nowhere else. The SDK sees nothing of the environment: not
+ANTHROPIC_API_KEY or _AUTH_TOKEN, no profile, no custom headers. No redirect is followed.
+Law: no error text holds a key, and no exception of the SDK gets out.
+Law: the SDK is imported when it is needed first (`warm`): it costs most of a second.
+"""
+
+import importlib
+import os
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Generator, Mapping, Sequence
+from contextlib import aclosing, contextmanager
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, Any, cast
+
+import msgspec
+import trio
+
+from llmprocd.abi.errno import Errno
+from llmprocd.kernel.state import Image
+from llmprocd.model import sse
+from llmprocd.model.protocol import Listener, ModelError
+
+if TYPE_CHECKING:
+    import anthropic
+    import httpx2
+
+DEFAULT_URL = "https://api.anthropic.com"
+CONNECT = 10.0  # seconds
+STALL = 120.0  # seconds without a byte; the API sends pings
+PATIENCE = 5.0  # seconds that closing a response may take
+
+_SCRIPT_URL = "http://script.invalid"
+_TOGETHER = 64 * 1024  # bytes: a body up to here is sent in one piece
+_KINDS = {  # status -> the API's error type; other 4xx are bad requests, all the rest errors of the server
+    401: "authentication_error",
+    402: "billing_error",
+    403: "permission_error",
+    404: "not_found_error",
+    408: "timeout_error",
+    409: "conflict_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    504: "timeout_error",
+    529: "overloaded_error",
+}
+_OURS = frozenset({"connection", "content-length", "host", "transfer-encoding"})
+_SECRET = frozenset({"authorization", "cookie", "proxy-authorization", "x-api-key"})
+
+
+class Endpoint(msgspec.Struct, frozen=True):
+    """Whom a request goes to, and with which key."""
+
+    url: str
+    key: str = ""
+    script: bool = False
+
+    def __repr__(self) -> str:
+        return f"Endpoint({self.name})"
+
+    @property
+    def name(self) -> str:
+        """Its address without what may be secret in it."""
+        scheme, _, rest = self.url.partition("://")
+        return "the script" if self.script else f"{scheme}://{rest.partition('/')[0].rpartition('@')[2]}"
+
+
+class Anthropic:
+    """A Model: every endpoint that speaks the Messages API.
+
+    Args:
+        keys: gives the key for (base_url, api_key_env), or None; base_url "" is the default endpoint.
+        default_url: the default endpoint, if it is not the API's own.
+        script: makes the transport of provider "script".
+        stall: seconds of silence after which a call has failed.
+    """
+
+    def __init__(
+        self,
+        keys: Callable[[str, str], str | None],
+        default_url: str | None,
+        script: "Callable[[], httpx2.AsyncBaseTransport]",
+        stall: float = STALL,
+    ) -> None:
+        self.keys = keys
+        self.default_url = default_url or DEFAULT_URL
+        self.script = script
+        self.stall = stall
+        self._loading = trio.Lock()
+        self._web: httpx2.AsyncClient | None = None
+        self._clients: dict[Endpoint, anthropic.AsyncAnthropic] = {}
+
+    async def warm(self) -> None:
+        """Import the SDK and read the certificates, in a thread, so that the first call finds them."""
+        await self._imported()
+        web = self._web or await trio.to_thread.run_sync(_web_client, self.stall)
+        self._web = self._web or web  # a call may have been faster
+
+    def check(self, image: Image) -> None:
+        """Whether a program can ask its model at all.
+
+        Raises:
+            ModelError: EACCES no key for the default endpoint, EINVAL a bad base_url or header.
+        """
+        self._endpoint(image)
+        _headers(image)
+
+    async def infer(self, image: Image, body: Sequence[bytes], listener: Listener) -> None:
+        """Send one request and feed the listener what comes back; see protocol.Model."""
+        endpoint = self._endpoint(image)
+        headers = _headers(image)
+        await self._imported()
+        client = self._client(endpoint)
+        secrets = [endpoint.key, *(value for name, value in image.headers if name.lower() in _SECRET)]
+        with _told(endpoint.name, self.stall, secrets):
+            await _exchange(client, headers, body, listener)
+
+    async def aclose(self) -> None:
+        """Close all connections."""
+        clients = list(self._clients.values())
+        self._clients.clear()
+        for client in clients:
+            await client.close()
+        if self._web is not None:
+            await self._web.aclose()
+            self._web = None
+
+    async def _imported(self) -> None:
+        if "anthropic" in sys.modules and not self._loading.locked():
+            return
+        async with self._loading:
+            await trio.to_thread.run_sync(importlib.import_module, "anthropic")
+
+    def _endpoint(self, image: Image) -> Endpoint:
+        if image.provider == "script":
+            return Endpoint(_SCRIPT_URL, "script", script=True)
+        key = (self.keys(image.base_url, image.api_key_env) or "").strip()
+        if not (key or image.base_url):
+            raise ModelError(Errno.EACCES, "no API key: set ANTHROPIC_API_KEY for the daemon")
+        if not (key.isascii() and key.isprintable()):
+            raise ModelError(Errno.EACCES, "the API key holds characters that cannot be sent")
+        return Endpoint(_checked(image.base_url or self.default_url), key)
+
+    def _client(self, endpoint: Endpoint) -> "anthropic.AsyncAnthropic":
+        client = self._clients.get(endpoint)
+        if client is None:
+            client = self._clients[endpoint] = _sdk_client(endpoint, self._http(endpoint))
+        return client
+
+    def _http(self, endpoint: Endpoint) -> "httpx2.AsyncClient":
+        import httpx2
+
+        if endpoint.script:
+            return httpx2.AsyncClient(transport=self.script(), timeout=_timeout(self.stall))
+        if self._web is None:
+            self._web = _web_client(self.stall)
+        return self._web
+
+
+class Pieces:
+    """A request body that is sent as it lies: nothing is joined but what is small."""
+
+    def __init__(self, pieces: Sequence[bytes]) -> None:
+        self.size = sum(map(len, pieces))
+        self.pieces = [b"".join(pieces)] if self.size <= _TOGETHER else pieces
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for piece in self.pieces:
+            yield piece
+
+
+async def _exchange(
+    client: "anthropic.AsyncAnthropic", headers: Mapping[str, str], body: Sequence[bytes], listener: Listener
+) -> None:
+    import anthropic
+
+    content = Pieces(body)
+    answer: Any = await client.post(
+        "/v1/messages",
+        content=content,
+        cast_to=object,
+        stream=True,
+        stream_cls=anthropic.AsyncStream[object],
+        options={
+            "headers": {
+                **headers,
+                "accept-encoding": "identity",
+                "content-length": str(content.size),
+                "x-stainless-raw-response": "stream",  # bytes as they come, and yet an exception for a 4xx
+            },
+            "follow_redirects": False,
+        },
+    )
+    response: httpx2.Response = answer.http_response
+    try:
+        async with aclosing(response.aiter_raw()) as chunks:
+            async for chunk in chunks:
+                listener.feed(chunk)
+    finally:
+        with trio.move_on_after(PATIENCE, shield=True):
+            await response.aclose()
+
+
+def _timeout(stall: float) -> "httpx2.Timeout":
+    import httpx2
+
+    return httpx2.Timeout(stall, connect=CONNECT, pool=None)
+
+
+def _web_client(stall: float) -> "httpx2.AsyncClient":
+    from llmprocd.model import pool
+
+    return pool.client(_timeout(stall))
+
+
+def _sdk_client(endpoint: Endpoint, http_client: "httpx2.AsyncClient") -> "anthropic.AsyncAnthropic":
+    import anthropic
+
+    keyless = cast("Mapping[str, str]", {} if endpoint.key else {"Authorization": anthropic.omit})
+    with _no_environment():
+        client = anthropic.AsyncAnthropic(
+            api_key=endpoint.key,
+            base_url=endpoint.url,
+            timeout=http_client.timeout,
+            max_retries=0,
+            default_headers=keyless,
+            http_client=http_client,
+            open_telemetry=False,
+        )
+    # Else a thread finds out, in the first call of each client.
+    client._platform = "Linux"  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+    return client
+
+
+@contextmanager
+def _no_environment() -> Generator[None]:
+    """The SDK reads credentials and headers from the environment, for whatever endpoint: hide them."""
+    hidden = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith("ANTHROPIC_")}
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
+
+
+def _checked(url: str) -> str:
+    import httpx2
+
+    try:
+        parsed = httpx2.URL(url)
+    except httpx2.InvalidURL as fault:
+        raise ModelError(Errno.EINVAL, f"base_url: {fault}") from None
+    if parsed.scheme not in {"http", "https"} or not parsed.host:
+        raise ModelError(Errno.EINVAL, f"base_url: {url!r} is neither http:// nor https://")
+    if not 0 < (parsed.port or 80) < 1 << 16:
+        raise ModelError(Errno.EINVAL, f"base_url: there is no port {parsed.port}")
+    return url
+
+
+def _headers(image: Image) -> dict[str, str]:
+    headers: dict[str, str] = {}
+    for name, value in image.headers:
+        if not (name.isascii() and name.isprintable() and value.isascii() and value.isprintable()):
+            raise ModelError(Errno.EINVAL, f"extra_headers: {name!r} holds characters that cannot be sent")
+        if name.lower() in _OURS:
+            raise ModelError(Errno.EINVAL, f"extra_headers: {name!r} cannot be set")
+        headers[name.lower()] = value
+    return headers
+
+
+# --- failures ---------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _told(name: str, stall: float, secrets: Sequence[str]) -> Generator[None]:
+    """Every failure of a call as a ModelError, without secrets in its text."""
+    import anthropic
+    import httpx2
+
+    try:
+        yield
+    except ModelError as fault:
+        raise _redacted(fault, secrets) from None
+    except anthropic.APIStatusError as fault:
+        raise _redacted(_refused(name, fault), secrets) from None
+    except anthropic.APIConnectionError as fault:
+        raise _redacted(_broken(name, stall, fault.__cause__ or fault), secrets) from None
+    except httpx2.HTTPError as fault:
+        raise _redacted(_broken(name, stall, fault), secrets) from None
+
+
+def _redacted(fault: ModelError, secrets: Sequence[str]) -> ModelError:
+    text = fault.text
+    for secret in filter(None, secrets):
+        text = text.replace(secret, "***")
+        for length in range(len(secret) - 1, 5, -1):  # one that the end of a cut text cut in two
+            text = text.replace(secret[:length] + "...", "***...")
+    return ModelError(
+        fault.errno, text, again=fault.again, retry_after=fault.retry_after, shared=fault.shared
+    )
+
+
+def _refused(name: str, fault: "anthropic.APIStatusError") -> ModelError:
+    """An answer with an error status."""
+    status, headers = fault.status_code, fault.response.headers
+    if status < 400:
+        return ModelError(Errno.EPROTO, f"{name} answered a redirect ({status}), and none is followed")
+    kind = _KINDS.get(status) or ("invalid_request_error" if status < 500 else "api_error")
+    said = fault.api_message if isinstance(fault.api_message, str) else fault.response.text
+    request = f" (request {sse.plain(fault.request_id)})" if fault.request_id else ""
+    text = f"{name} answered {status} {kind}: {sse.plain(said) or 'nothing more'}{request}"
+    told = sse.failure(kind, text, retry_after(headers, time.time()))
+    verdict = headers.get("x-should-retry")
+    again = told.again if verdict not in {"true", "false"} else verdict == "true"
+    return ModelError(
+        told.errno, text, again=again, retry_after=told.retry_after, shared=told.shared and again
+    )
+
+
+def retry_after(headers: Mapping[str, str], now: float) -> float | None:
+    """Seconds until the server wants to be asked again, if its headers say so; `now` is wall time."""
+    for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
+        seconds = _number(headers.get(name, "")) * unit
+        if 0 <= seconds < float("inf"):
+            return seconds
+    try:
+        return max(0.0, parsedate_to_datetime(headers.get("retry-after", "")).timestamp() - now)
+    except ValueError:
+        return None
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return -1.0
+
+
+def _broken(name: str, stall: float, fault: BaseException) -> ModelError:
+    """A call that ended without a whole answer."""
+    import httpx2
+
+    why = sse.plain(str(fault)) or type(fault).__name__
+    if isinstance(fault, httpx2.ConnectTimeout):
+        return ModelError(Errno.ETIMEDOUT, f"cannot connect to {name} within {CONNECT:g} s", again=True)
+    if isinstance(fault, httpx2.TimeoutException):
+        return ModelError(Errno.ETIMEDOUT, f"no data from {name} for {stall:g} s", again=True)
+    if isinstance(fault, httpx2.ConnectError | httpx2.ProxyError):
+        return ModelError(Errno.EHOSTUNREACH, f"cannot connect to {name}: {why}", again=True)
+    if isinstance(fault, httpx2.LocalProtocolError | httpx2.UnsupportedProtocol | ValueError):
+        return ModelError(Errno.EINVAL, f"the request to {name} cannot be sent: {why}")
+    again = isinstance(
+        fault, httpx2.TransportError | OSError | trio.BrokenResourceError | trio.ClosedResourceError
+    )
+    return ModelError(Errno.EIO, f"the connection to {name} broke: {why}", again=again)

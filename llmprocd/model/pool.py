@@ -1,0 +1,195 @@
+"""Connections to model endpoints, kept open between requests.
+
+Law: what a request costs does not depend on how many connections there are, busy or idle. (The pool that
+comes with httpx2 walks all of them for each request, and polls those that idle.)
+Law: a connection is either with one response or in the free list, or closed: whoever is cancelled in between
+leaves it closed.
+
+The protocol itself (HTTP/1.1, TLS, timeouts) is httpcore2's. Proxies named by the environment get httpx2's
+own transports; loopback endpoints are never asked through a proxy.
+"""
+
+import ssl
+from collections import deque
+from collections.abc import AsyncIterator, Generator
+from contextlib import aclosing, contextmanager
+from http.cookiejar import CookieJar, DefaultCookiePolicy
+from typing import Any, cast
+from urllib.request import getproxies
+
+import httpcore2
+import httpx2
+import trio
+
+KEEPALIVE = 90.0  # seconds: longer than most tools run
+IDLE = 256  # idle connections kept for one endpoint
+PATIENCE = 5.0  # seconds that closing a connection may take
+
+_LOOPBACK = ("all://127.0.0.1", "all://localhost", "all://[::1]")
+_NAMES = (
+    "ConnectError",
+    "ConnectTimeout",
+    "LocalProtocolError",
+    "ProtocolError",
+    "ReadError",
+    "ReadTimeout",
+    "RemoteProtocolError",
+    "WriteError",
+    "WriteTimeout",
+)
+_FAILURES: dict[type[Exception], type[httpx2.TransportError]] = {
+    getattr(httpcore2, name): getattr(httpx2, name) for name in _NAMES
+}
+
+
+def client(timeout: httpx2.Timeout) -> httpx2.AsyncClient:
+    """An HTTP client over a pool of its own. Reads certificates: some 50 ms."""
+    tls = httpx2.create_ssl_context()
+    pool = Pool(tls)
+    mounts: dict[str, httpx2.AsyncBaseTransport | None] = dict.fromkeys(_LOOPBACK, pool)
+    if "all" not in getproxies():
+        mounts["all://"] = pool  # what a proxy for one scheme claims is more specific, and wins
+    limits = httpx2.Limits(max_connections=None, max_keepalive_connections=IDLE, keepalive_expiry=KEEPALIVE)
+    none_kept = CookieJar(DefaultCookiePolicy(allowed_domains=()))  # ports of one host would share them
+    return httpx2.AsyncClient(mounts=mounts, verify=tls, limits=limits, timeout=timeout, cookies=none_kept)
+
+
+class Pool(httpx2.AsyncBaseTransport):
+    """A transport with a free list for each origin.
+
+    Args:
+        tls: the context for https; without one httpcore2's default.
+        keepalive: seconds after which an idle connection is not used again.
+    """
+
+    def __init__(self, tls: ssl.SSLContext | None = None, keepalive: float = KEEPALIVE) -> None:
+        self.tls = tls
+        self.keepalive = keepalive
+        self.busy = 0  # connections that are with a request or a response
+        self._idle: dict[tuple[bytes, bytes, int], deque[_Line]] = {}
+
+    @property
+    def idle(self) -> int:
+        return sum(map(len, self._idle.values()))
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        """Send one request over an idle connection, or a new one.
+
+        Raises:
+            httpx2.TransportError: the connection could not be made, or broke.
+        """
+        sent = _core(request)
+        line = await self._line(sent.url.origin)
+        self.busy += 1
+        try:
+            with _translated():
+                response = await line.connection.handle_async_request(sent)
+        except BaseException:
+            self.busy -= 1
+            await line.close()
+            raise
+        return httpx2.Response(
+            response.status,
+            headers=response.headers,
+            stream=_Body(self, line, response),
+        )
+
+    async def aclose(self) -> None:
+        """Close what is idle; what is busy closes when its response does."""
+        idle = [line for lines in self._idle.values() for line in lines]
+        self._idle.clear()
+        for line in idle:
+            await line.close()
+
+    async def _line(self, origin: httpcore2.Origin) -> "_Line":
+        lines = self._idle.get(_key(origin))
+        while lines:
+            line = lines.pop()  # the one used last: the others may expire
+            if not line.connection.has_expired():
+                return line
+            await line.close()
+        return _Line(origin, self.tls, self.keepalive)
+
+    async def release(self, line: "_Line") -> None:
+        """Take back the connection of a response that is closed."""
+        self.busy -= 1
+        if not line.connection.is_idle():
+            await line.close()
+            return
+        lines = self._idle.setdefault(_key(line.origin), deque())
+        lines.append(line)
+        while lines and (len(lines) > IDLE or lines[0].connection.has_expired()):
+            await lines.popleft().close()
+
+
+class _Line(httpcore2.AsyncNetworkBackend):
+    """A connection, and the socket under it: httpcore2 forgets that one when a TLS handshake is cancelled."""
+
+    def __init__(self, origin: httpcore2.Origin, tls: ssl.SSLContext | None, keepalive: float) -> None:
+        self.origin = origin
+        self.socket: httpcore2.AsyncNetworkStream | None = None
+        self.connection = httpcore2.AsyncHTTPConnection(
+            origin, ssl_context=tls, keepalive_expiry=keepalive, network_backend=self
+        )
+
+    async def connect_tcp(self, *args: Any, **kwargs: Any) -> httpcore2.AsyncNetworkStream:
+        backend = cast("httpcore2.AsyncNetworkBackend", httpcore2.TrioBackend())
+        self.socket = await backend.connect_tcp(*args, **kwargs)
+        return self.socket
+
+    async def close(self) -> None:
+        with trio.move_on_after(PATIENCE, shield=True):
+            await self.connection.aclose()
+            if self.socket is not None:
+                await self.socket.aclose()
+
+
+class _Body(httpx2.AsyncByteStream):
+    """The body of a response; closing it gives its connection back."""
+
+    def __init__(self, pool: Pool, line: _Line, response: httpcore2.Response) -> None:
+        self._pool = pool
+        self._line = line
+        self._response = response
+        self._closed = False
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        with _translated():
+            async with aclosing(self._response.aiter_stream()) as parts:
+                async for part in parts:
+                    yield part
+
+    async def aclose(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        with trio.move_on_after(PATIENCE, shield=True):
+            await self._response.aclose()
+        await self._pool.release(self._line)
+
+
+def _core(request: httpx2.Request) -> httpcore2.Request:
+    url = request.url
+    if url.scheme not in {"http", "https"}:
+        raise httpx2.UnsupportedProtocol(f"neither http nor https: {url.scheme}")
+    assert isinstance(request.stream, httpx2.AsyncByteStream)
+    return httpcore2.Request(
+        request.method,
+        httpcore2.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path),
+        headers=request.headers.raw,
+        content=request.stream,
+        extensions=request.extensions,
+    )
+
+
+def _key(origin: httpcore2.Origin) -> tuple[bytes, bytes, int]:
+    return origin.scheme, origin.host, origin.port
+
+
+@contextmanager
+def _translated() -> Generator[None]:
+    """httpcore2's failures as httpx2's, which is what its users know."""
+    try:
+        yield
+    except tuple(_FAILURES) as fault:
+        raise _FAILURES[type(fault)](str(fault)) from fault

@@ -1,0 +1,52 @@
+"""What the daemon asks of a model, and what it gets back.
+
+Law: what a model sent goes back to it byte for byte. `Reply.body` holds its content blocks as JSON, each
+either the very bytes that came or rebuilt once from its deltas, and is never encoded again.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from llmprocd.abi.errno import Errno, KernelError
+from llmprocd.kernel.state import Image, Reply
+
+__all__ = ["Listener", "Model", "ModelError", "Reply"]
+
+
+class ModelError(KernelError):
+    """A model call that failed.
+
+    `again` says whether the same request may succeed later, `retry_after` (seconds) when the server named
+    a time, and `shared` whether the whole endpoint should hold back rather than this call alone.
+    """
+
+    def __init__(
+        self, errno: Errno, text: str, *, again: bool = False, retry_after: float | None = None, shared: bool = False
+    ) -> None:
+        super().__init__(errno, text)
+        self.again = again
+        self.retry_after = retry_after
+        self.shared = shared
+
+
+class Listener(Protocol):
+    """Where an answer is gathered while it comes; the caller keeps it when the call is cancelled."""
+
+    def feed(self, chunk: bytes) -> None: ...
+
+
+class Model(Protocol):
+    """An endpoint that answers requests."""
+
+    async def infer(self, image: Image, body: Sequence[bytes], listener: Listener) -> None:
+        """Send one request and feed the listener what comes back, until the stream ends.
+
+        Args:
+            image: names the endpoint, the credential and the extra headers.
+            body: the request's bytes in pieces, to be sent one after another.
+            listener: gets the stream's bytes.
+
+        Raises:
+            ModelError: for every way in which a call can fail.
+        """
+        ...

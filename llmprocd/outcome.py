@@ -1,0 +1,122 @@
+"""From what a tool answered to what the model reads: short answers as they are, long ones as descriptors.
+
+Preparing takes time and happens first (`shape`); keeping is synchronous and part of the call's own commit
+(`keep`). The contents are on disk before the row that names them.
+"""
+
+from functools import partial
+from pathlib import Path
+
+import msgspec
+import trio
+
+from llmprocd.abi.types import FileId, Pid
+from llmprocd.kernel import file as files
+from llmprocd.kernel.file import Pages
+from llmprocd.kernel.state import File, Image, Kernel, Paging, Proc
+from llmprocd.machine import Machine
+from llmprocd.tools import shell
+from llmprocd.tools.output import Output
+
+IN_ROWS = 65_536
+"""Bytes up to which contents are kept in the database; longer ones are files of their own."""
+
+
+class Shaped(msgspec.Struct, frozen=True):
+    """An answer, ready to land."""
+
+    text: str = ""  # the answer, or what stands before the descriptor's frame
+    is_error: bool = False
+    file: File | None = None
+    data: bytes = b""  # the file's contents where they go into rows
+    pages: Pages | None = None
+    preview: str = ""
+    source: str = ""
+    limit: int = 0
+    running: Output | None = None  # the command that still writes it
+
+
+async def shape(m: Machine, image: Image, answer: Output, source: str) -> Shaped:
+    """Decide whether an answer becomes a file, and prepare that file."""
+    paging = image.paging
+    if answer.running is not None:
+        return await _growing(m, paging, answer, source)
+    if answer.spool:
+        return await _spooled(m, paging, answer, source)
+    if not paging.enabled or len(answer.text) <= paging.max_direct_output_chars or source == "read_fd":
+        return Shaped(text=answer.text, is_error=answer.is_error)
+    data = answer.text.encode()
+    if len(data) > IN_ROWS:
+        spool = m.store.spool()
+        await trio.to_thread.run_sync(partial(Path(spool).write_bytes, data))
+        return await _spooled(m, paging, msgspec.structs.replace(answer, spool=spool), source)
+    pages = files.paginate([answer.text], paging.default_page_size)
+    preview = next(files.split([answer.text], paging.default_page_size))
+    record = File(
+        FileId(m.kernel.take("file")),
+        len(data),
+        complete=True,
+        origin=source,
+        chars=pages.total_chars,
+        lines=pages.total_lines,
+    )
+    return Shaped("", answer.is_error, record, data, pages, preview, source, paging.max_direct_output_chars)
+
+
+async def _spooled(m: Machine, paging: Paging, answer: Output, source: str) -> Shaped:
+    number = FileId(m.kernel.take("file"))
+    size = Path(answer.spool).stat().st_size
+    await m.store.adopt(answer.spool, number)
+    record = File(number, size, complete=True, origin=source, disk=True)
+    view = await m.pager.view(record, paging.default_page_size)
+    direct = paging.max_direct_output_chars
+    if not paging.enabled or view.pages.total_chars <= direct:
+        text = await m.pager.between(view, 0, view.pages.bytes[-1])
+        return Shaped(text=text, is_error=answer.is_error)
+    preview = await m.pager.read_pages(view, 1, 1)
+    record = msgspec.structs.replace(
+        record, chars=view.pages.total_chars, lines=view.pages.total_lines
+    )
+    return Shaped("", answer.is_error, record, b"", view.pages, preview, source, direct)
+
+
+async def _growing(m: Machine, paging: Paging, answer: Output, source: str) -> Shaped:
+    number = FileId(m.kernel.take("file"))
+    await m.store.adopt(answer.spool, number, sync=False)
+    record = File(number, 0, complete=False, origin=source, disk=True)
+    pages = files.paginate([], paging.default_page_size)
+    return Shaped(answer.text, answer.is_error, record, b"", pages, "", source, running=answer)
+
+
+def keep(k: Kernel, p: Proc, shaped: Shaped) -> tuple[Proc, str]:
+    """Open the descriptor, if there is one, and say what the model reads. The caller puts the process."""
+    if shaped.file is None or shaped.pages is None:
+        return p, shaped.text
+    p, fd = files.add(k, p, shaped.file, shaped.data)
+    if shaped.running is not None:
+        return p, f"{shaped.text}\nIts output goes to fd:{fd}, which grows; use read_fd to read it."
+    message = f"Output exceeds {shaped.limit} characters. Use read_fd to read more pages."
+    return p, files.result_frame(fd, shaped.pages, shaped.preview, shaped.source, message)
+
+
+def discard(m: Machine, shaped: Shaped) -> None:
+    """Nobody wants the answer any more."""
+    if shaped.file is not None and shaped.file.disk:
+        Path(m.store.disk_path(shaped.file.id)).unlink(missing_ok=True)
+
+
+def watch(m: Machine, pid: Pid, shaped: Shaped) -> None:
+    """Complete a growing file when its command ends."""
+    if shaped.running is not None and shaped.file is not None:
+        m.background(_complete, m, pid, shaped.running, shaped.file)
+
+
+async def _complete(m: Machine, pid: Pid, started: Output, record: File) -> None:
+    path = m.store.disk_path(record.id)
+    status = await shell.see_out(msgspec.structs.replace(started, spool=path))
+    k = m.begin()
+    size = Path(path).stat().st_size
+    k.put_file(msgspec.structs.replace(record, size=size, complete=True))
+    k.emit("tool_end", pid, tool=record.origin, file=record.id, status=status)
+    m.commit("background_ended")
+    m.waits.wakeup(("file", record.id))

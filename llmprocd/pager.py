@@ -1,0 +1,155 @@
+"""Reading descriptors the way a model does: by page, line or character, and by pattern.
+
+Contents live on disk; what is kept in memory is where pages begin. Everything over 256 KiB is decoded and
+counted in a thread, so that no output, however large, holds the others up.
+
+A text view is UTF-8. Where a file is not, its view is made once and kept beside it (`ID.shown`), with `\\xNN`
+for each byte that is not, so that offsets into the view are plain byte offsets too.
+"""
+
+import codecs
+from collections import OrderedDict
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import msgspec
+import trio
+
+from llmprocd.kernel import file as files
+from llmprocd.kernel.file import Pages
+from llmprocd.kernel.state import File
+from llmprocd.store.protocol import Store
+
+SMALL = 262_144
+PIECE = 1 << 20
+
+
+class View(msgspec.Struct):
+    """A text view of a file and where its pages begin."""
+
+    pages: Pages
+    data: bytes | None = None  # the view itself when it is small
+    path: str = ""  # else the file that holds it
+
+
+class Pager:
+    """Views of files, the last used ones kept."""
+
+    def __init__(self, store: Store, keep: int = 256) -> None:
+        self._store = store
+        self._keep = keep
+        self._views: OrderedDict[tuple[int, int, int], View] = OrderedDict()
+
+    async def view(self, file: File, size: int) -> View:
+        """The view of a file with pages of `size` characters.
+
+        A growing file's view is as it is now; ask again for more.
+        """
+        key = (file.id, self.size(file), size)
+        found = self._views.get(key)
+        if found is None:
+            found = await self._make(file, key[1], size)
+            self._views[key] = found
+            while len(self._views) > self._keep:
+                self._views.popitem(last=False)
+        self._views.move_to_end(key)
+        return found
+
+    def size(self, file: File) -> int:
+        """Bytes of a file now; one that grows on disk is looked at."""
+        if file.disk and not file.complete:
+            return Path(self._store.disk_path(file.id)).stat().st_size
+        return file.size
+
+    async def _make(self, file: File, length: int, size: int) -> View:
+        if length <= SMALL:
+            data = await self._store.read(file, 0, length)
+            text = files.shown(data)
+            return View(files.paginate([text], size), data=text.encode())
+        path = self._store.disk_path(file.id) if file.disk else await self._spooled(file, length)
+        return await trio.to_thread.run_sync(partial(scan, path, length, size))
+
+    async def _spooled(self, file: File, length: int) -> str:
+        """A large file that is kept in rows (a long stdout), as a file of its own for scanning."""
+        path = f"{self._store.disk_path(file.id)}.view"
+        async with await trio.open_file(path, "wb") as out:
+            for offset in range(0, length, PIECE):
+                await out.write(await self._store.read(file, offset, min(PIECE, length - offset)))
+        return path
+
+    async def between(self, view: View, start: int, end: int) -> str:
+        """The text between two byte offsets of a view."""
+        if view.data is not None:
+            return view.data[start:end].decode()
+        data = await trio.to_thread.run_sync(partial(_pread, view.path, start, end))
+        return data.decode()
+
+    async def read_pages(self, view: View, first: int, count: int) -> str:
+        """Pages from `first` (from 1)."""
+        last = min(first - 1 + count, view.pages.count)
+        offsets = view.pages.bytes
+        return await self.between(view, offsets[first - 1], offsets[min(last, len(offsets) - 1)])
+
+    async def read_chars(self, view: View, start: int, count: int) -> str:
+        """Characters from `start` (from 0)."""
+        pages = view.pages
+        page = pages.page_of_char(start)
+        skip = start - pages.chars[page]
+        end = pages.page_of_char(start + count) + 1
+        text = await self.between(view, pages.bytes[page], pages.bytes[min(end, len(pages.bytes) - 1)])
+        return text[skip : skip + count]
+
+    async def read_lines(self, view: View, first: int, count: int) -> str:
+        """Whole lines from `first` (from 1)."""
+        start = await self._line_start(view, first)
+        end = await self._line_start(view, first + count)
+        return await self.between(view, start, end)
+
+    async def _line_start(self, view: View, line: int) -> int:
+        """The byte offset at which a line begins; the end for a line beyond the last."""
+        pages = view.pages
+        if line > pages.total_lines:
+            return pages.bytes[-1]
+        page = pages.page_of_line(line)
+        missing = line - 1 - pages.lines[page]
+        offset = pages.bytes[page]
+        while missing > 0:
+            text = await self.between(view, offset, pages.bytes[page + 1])
+            for _ in range(min(missing, text.count("\n"))):
+                newline = text.index("\n") + 1
+                offset += len(text[:newline].encode())
+                text = text[newline:]
+                missing -= 1
+            page += 1
+            if missing > 0:
+                offset = pages.bytes[page]
+        return offset
+
+
+def _pread(path: str, start: int, end: int) -> bytes:
+    with Path(path).open("rb") as source:
+        source.seek(start)
+        return source.read(end - start)
+
+
+def _pieces(path: str, length: int, errors: str) -> Iterator[str]:
+    decoder = codecs.getincrementaldecoder("utf-8")(errors)
+    with Path(path).open("rb") as source:
+        while length > 0 and (data := source.read(min(PIECE, length))):
+            length -= len(data)
+            yield decoder.decode(data, final=length <= 0)
+
+
+def scan(path: str, length: int, size: int) -> View:
+    """Count the pages of a file on disk, and make its text view where it is not UTF-8."""
+    try:
+        return View(files.paginate(_pieces(path, length, "strict"), size), path=path)
+    except UnicodeDecodeError:
+        pass
+    shown = Path(f"{path}.shown")
+    with shown.open("w", encoding="utf-8", newline="") as out:
+        for piece in _pieces(path, length, "backslashreplace"):
+            out.write(piece)
+    pieces = _pieces(str(shown), shown.stat().st_size, "strict")
+    return View(files.paginate(pieces, size), path=str(shown))

@@ -1,0 +1,152 @@
+"""Who may call the model next.
+
+Each endpoint has a number of slots. Waiters are served fairly: a tree of processes that has been served is
+behind one that has not, by an amount that `nice` scales (as in Linux's scheduler: one step of nice is a
+quarter more or less). A server that says "too many requests" holds its whole endpoint, not one caller.
+
+`RunQueue` is pure and decides; `Scheduler` waits. Law: a cancelled waiter leaves no trace.
+"""
+
+import math
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from heapq import heappop, heappush
+
+import trio
+
+from llmprocd.abi.calls import SlotInfo
+from llmprocd.abi.types import Pid
+
+
+class Waiter:
+    """One call that waits for a slot."""
+
+    def __init__(self, key: tuple[float, int], tree: Pid, weight: float) -> None:
+        self.key = key
+        self.tree = tree
+        self.weight = weight
+        self.granted = trio.Event()
+        self.gone = False
+
+    def __lt__(self, other: "Waiter") -> bool:
+        return self.key < other.key
+
+
+class RunQueue:
+    """The order in which waiters get slots: by virtual time, then by arrival."""
+
+    def __init__(self) -> None:
+        self._heap: list[Waiter] = []
+        self._served: dict[Pid, float] = {}
+        self._floor = 0.0
+        self._arrivals = 0
+        self.waiting = 0
+
+    def join(self, tree: Pid, nice: int) -> Waiter:
+        """Take a place. A tree's second waiter is behind its first."""
+        weight = 1.25**-nice
+        start = max(self._floor, self._served.get(tree, 0.0))
+        self._served[tree] = start + 1 / weight
+        self._arrivals += 1
+        waiter = Waiter((start + 1 / weight, self._arrivals), tree, weight)
+        heappush(self._heap, waiter)
+        self.waiting += 1
+        return waiter
+
+    def leave(self, waiter: Waiter) -> None:
+        """Give the place up."""
+        if not waiter.gone:
+            waiter.gone = True
+            self.waiting -= 1
+
+    def next(self) -> Waiter | None:
+        """The waiter to serve now."""
+        while self._heap:
+            waiter = heappop(self._heap)
+            if not waiter.gone:
+                waiter.gone = True
+                self.waiting -= 1
+                self._floor = max(self._floor, waiter.key[0] - 1 / waiter.weight)
+                return waiter
+        self._served.clear()
+        return None
+
+
+class Endpoint:
+    """The slots of one endpoint."""
+
+    def __init__(self, name: str, slots: int) -> None:
+        self.name = name
+        self.slots = slots
+        self.running = 0
+        self.queue = RunQueue()
+        self.held_until = -math.inf  # on trio's clock
+
+    def held(self) -> float:
+        """Seconds for which nobody may call."""
+        return max(0.0, self.held_until - trio.current_time())
+
+
+class Scheduler:
+    """Endpoints and their queues."""
+
+    def __init__(self, slots: int) -> None:
+        self._slots = slots
+        self._endpoints: dict[str, Endpoint] = {}
+
+    def endpoint(self, name: str) -> Endpoint:
+        found = self._endpoints.get(name)
+        if found is None:
+            found = self._endpoints[name] = Endpoint(name, self._slots)
+        return found
+
+    def resize(self, slots: int) -> None:
+        """Allow so many calls at once from now on."""
+        self._slots = slots
+        for endpoint in self._endpoints.values():
+            endpoint.slots = slots
+            self._serve(endpoint)
+
+    def hold(self, name: str, seconds: float) -> None:
+        """Let nobody call an endpoint for a while."""
+        endpoint = self.endpoint(name)
+        endpoint.held_until = max(endpoint.held_until, trio.current_time() + seconds)
+
+    @asynccontextmanager
+    async def slot(
+        self, name: str, tree: Pid, nice: int, waits: Callable[[str], None]
+    ) -> AsyncGenerator[None, None]:
+        """Have a slot for the body; `waits` is told what for when there is none yet."""
+        endpoint = self.endpoint(name)
+        waiter = endpoint.queue.join(tree, nice)
+        try:
+            self._serve(endpoint)
+            if not waiter.granted.is_set():
+                waits("slot")
+                await waiter.granted.wait()
+            yield
+        finally:
+            if waiter.granted.is_set():
+                endpoint.running -= 1
+            else:
+                endpoint.queue.leave(waiter)
+            self._serve(endpoint)
+
+    def _serve(self, endpoint: Endpoint) -> None:
+        while endpoint.running < endpoint.slots and (waiter := endpoint.queue.next()) is not None:
+            endpoint.running += 1
+            waiter.granted.set()
+
+    async def wait_held(self, name: str, waits: Callable[[str], None]) -> None:
+        """Wait while an endpoint is held."""
+        endpoint = self.endpoint(name)
+        while (seconds := endpoint.held()) > 0:
+            waits(f"retry-after {math.ceil(seconds)}s")
+            await trio.sleep(seconds)
+
+    def table(self) -> list[SlotInfo]:
+        """What `sys.status` shows."""
+        return [
+            SlotInfo(e.name, e.running, e.queue.waiting, e.slots, round(e.held(), 3))
+            for e in self._endpoints.values()
+        ]

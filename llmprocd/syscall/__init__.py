@@ -1,0 +1,1 @@
+"""The trap: check the caller and the arguments, then one call into the kernel."""

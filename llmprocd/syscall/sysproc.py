@@ -1,0 +1,519 @@
+"""Processes: spawn, run, list, signal, wait, send, fork, exec and the small ones."""
+
+import hashlib
+import os
+from collections.abc import Awaitable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import trio
+
+from llmprocd.abi import calls, units
+from llmprocd.abi.errno import Errno, KernelError
+from llmprocd.abi.types import INIT, Access, FileId, MessageId, Pid, Signal, access, message_id, signal
+from llmprocd.kernel import access as ceilings
+from llmprocd.kernel import file as files
+from llmprocd.kernel import proc
+from llmprocd.kernel import signal as signals
+from llmprocd.kernel.proc import Birth
+from llmprocd.kernel.state import At, File, Image, Kernel, Limit, Node, Proc, Request
+from llmprocd.machine import Machine
+from llmprocd.syscall.caller import Caller, require, require_inside, require_user
+
+LEAST_FREE = 64 << 20
+"""Bytes of disk below which nothing new is begun."""
+
+
+# --- spawn ------------------------------------------------------------------------------------------
+
+
+def sys_spawn(m: Machine, caller: Caller, call: calls.Spawn) -> calls.Spawned | Awaitable[calls.Spawned]:
+    """Start a process."""
+    require(m.kernel, caller, Access.ADMIN)
+    done = repeated(m, caller, call, calls.Spawned)
+    if done is not None:
+        return done
+    room(m, 1)
+    if call.stdin_path:
+        return _spawn_with_stdin(m, caller, call)
+    return _spawn(m, caller, call, None)
+
+
+async def _spawn_with_stdin(m: Machine, caller: Caller, call: calls.Spawn) -> calls.Spawned:
+    spool = m.store.spool()
+    try:
+        size = await trio.to_thread.run_sync(partial(_copy, call.stdin_path, spool))
+    except OSError as error:
+        raise KernelError(Errno.EINVAL, f"stdin_path: {call.stdin_path}: {error.strerror}") from None
+    number = FileId(m.kernel.take("file"))
+    await m.store.adopt(spool, number)
+    done = repeated(m, caller, call, calls.Spawned)
+    return done or _spawn(m, caller, call, File(number, size, complete=True, origin="stdin", disk=True))
+
+
+def _copy(source: str, target: str) -> int:
+    data = Path(source).read_bytes()
+    descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "wb") as out:
+        return out.write(data)
+
+
+def _spawn(m: Machine, caller: Caller, call: calls.Spawn, stdin: File | None) -> calls.Spawned:
+    k = m.begin()
+    image = m.image_of(call.program, call.cwd or "/", call.env)
+    wall = limits_of(call.limits) if call.limits else image.wall
+    parent = k.proc(caller.proc) if caller.proc is not None else None
+    level = access(call.access) if call.access else Access.ADMIN
+    fds = _handed(k, parent, call.fds)
+    if stdin is not None:
+        fds = {3: stdin.id}
+    birth = Birth(
+        image=k.put_image(image),
+        ppid=parent.pid if parent else INIT,
+        uid=caller.uid,
+        access=min(level, ceilings.child(parent, k.image(parent))) if parent else level,
+        name=call.name,
+        cwd=call.cwd or "/",
+        env=call.env,
+        nice=call.nice,
+        interactive=call.interactive,
+        prompt=_prompt(call, stdin),
+        fds=fds,
+        wall=wall,
+    )
+    if birth.prompt is None and not call.interactive and image.user_prompt:
+        birth = msgspec.structs.replace(birth, prompt=image.user_prompt)
+    child = proc.spawn(k, birth)
+    if stdin is not None:
+        k.put_file(stdin)
+    if fds:
+        k.keep_fds(child.family, max(fds) + 1)
+    reply = calls.Spawned(child.pid)
+    remember(m, caller, call, reply)
+    m.commit("spawn")
+    return reply
+
+
+def _prompt(call: calls.Spawn, stdin: File | None) -> str | None:
+    if stdin is None:
+        return call.prompt
+    note = f'<stdin fd="fd:3" size="{stdin.size}">Standard input is in fd:3. Use read_fd to read it.</stdin>'
+    return f"{call.prompt}\n\n{note}" if call.prompt else note
+
+
+def _handed(k: Kernel, parent: Proc | None, names: Sequence[str]) -> dict[int, FileId]:
+    """The descriptors named in `fds`: a tool's own `fd:3`, or any process's `7/fd:3`."""
+    handed: dict[int, FileId] = {}
+    for name in names:
+        owner, fd = files.operand(name)
+        if owner is None and parent is None:
+            raise KernelError(Errno.EINVAL, f"fds: {name!r} does not say of which process; write 7/{name}")
+        giver = parent if owner is None else k.proc(owner)
+        assert giver is not None
+        if parent is not None and not ceilings.inside(k, giver.pid, parent.pid):
+            raise KernelError(Errno.EPERM, f"fds: process {giver.pid} is not in your subtree")
+        number = files.number(fd)
+        if number in handed:
+            raise KernelError(Errno.EINVAL, f"fds: fd:{number} is named twice")
+        handed[number] = files.lookup(k, giver, fd)
+    return handed
+
+
+def limits_of(given: Mapping[str, Any]) -> Limit:
+    """The wall limit of a `limits` map: seconds or a duration, or `soft:hard`."""
+    for name in given:
+        if name != "wall":
+            raise KernelError(Errno.EINVAL, f"limits: {name!r} is not known to this version; it knows wall")
+    if "wall" not in given:
+        return Limit()
+    value = given["wall"]
+    if isinstance(value, str) and ":" in value:
+        soft, _, hard = value.partition(":")
+        limit = Limit(units.duration(soft, "limits.wall"), units.duration(hard, "limits.wall"))
+        if limit.soft is not None and limit.hard is not None and limit.soft > limit.hard:
+            raise KernelError(Errno.EINVAL, f"limits.wall: the soft limit of {value} is over the hard one")
+        return limit
+    return Limit(None, units.duration(value, "limits.wall"))
+
+
+def room(m: Machine, count: int) -> None:
+    """Refuse new processes when there are too many (EAGAIN) or the disk is nearly full (ENOSPC)."""
+    if m.kernel.living + count > m.config.max_procs:
+        raise KernelError(Errno.EAGAIN, f"there are {m.kernel.living} living processes already")
+    if m.store.free() < LEAST_FREE:
+        raise KernelError(Errno.ENOSPC, "the disk of the state directory is nearly full")
+
+
+# --- answering the same request once ----------------------------------------------------------------
+
+
+def _key(call: calls.Spawn | calls.Fork) -> str:
+    name = call.request_id
+    if isinstance(name, bytes):
+        return name.hex()
+    if not isinstance(name, str):
+        raise KernelError(Errno.EINVAL, "request_id: must be text or bytes")
+    return name
+
+
+def repeated(m: Machine, caller: Caller, call: calls.Spawn | calls.Fork, kind: type[Any]) -> Any:
+    """The answer that the same request had before; None for a new one. EEXIST if it was another request."""
+    key = _key(call)
+    known = m.kernel.requests.get((caller.uid, key)) if key else None
+    if known is None:
+        return None
+    if known.digest != _digest(call):
+        raise KernelError(Errno.EEXIST, f"request_id: {key!r} was used for another request")
+    return msgspec.msgpack.decode(known.reply, type=kind)
+
+
+def remember(m: Machine, caller: Caller, call: calls.Spawn | calls.Fork, reply: msgspec.Struct) -> None:
+    """Keep an answer, in the commit of what it answers."""
+    key = _key(call)
+    if key:
+        reply_bytes = msgspec.msgpack.encode(reply)
+        m.kernel.put_request(Request(caller.uid, key, _digest(call), reply_bytes, m.kernel.now))
+
+
+def _digest(call: msgspec.Struct) -> bytes:
+    return hashlib.sha256(msgspec.msgpack.encode(call)).digest()
+
+
+# --- run, send --------------------------------------------------------------------------------------
+
+
+async def sys_run(m: Machine, caller: Caller, call: calls.RunProc) -> calls.RunResult:
+    """Give a message, and wait until its run ends; only the waiting can be given up."""
+    require(m.kernel, caller, Access.ADMIN, call.pid)
+    k = m.begin()
+    iterations = call.max_iterations or 0
+    if call.prompt is not None:
+        seq = proc.send(k, call.pid, call.prompt, max_iterations=iterations)
+    else:
+        seq = proc.ask_again(k, call.pid, max_iterations=iterations)
+    m.commit("run")
+    with deadline(call.timeout_ms) as scope:
+        return await m.run_result(await m.wait_run(Pid(call.pid), seq))
+    assert scope.cancelled_caught
+    raise KernelError(Errno.ETIMEDOUT, f"the run of process {call.pid} goes on after {call.timeout_ms} ms")
+
+
+def deadline(timeout_ms: int | None) -> trio.CancelScope:
+    return trio.move_on_after(float("inf") if timeout_ms is None else timeout_ms / 1000)
+
+
+def sys_send(m: Machine, caller: Caller, call: calls.Send) -> calls.Sent:
+    """The next user message."""
+    require(m.kernel, caller, Access.WRITE, call.pid)
+    if call.text is None and not call.close:
+        raise KernelError(Errno.EINVAL, "text: is missing")
+    seq = proc.send(m.begin(), call.pid, call.text, close=call.close)
+    m.commit("send")
+    return calls.Sent(seq)
+
+
+# --- list -------------------------------------------------------------------------------------------
+
+
+def sys_list(m: Machine, caller: Caller, call: calls.List) -> calls.ProcList:
+    """Processes, by pid."""
+    require(m.kernel, caller, Access.READ)
+    procs = m.kernel.procs.values() if call.pids is None else _named(m.kernel, call.pids)
+    shown = [
+        p
+        for p in procs
+        if (call.all or call.pids is not None or not p.collected)
+        and (caller.proc is None or ceilings.inside(m.kernel, p.pid, caller.proc))
+    ]
+    rows = [info(m, p) for p in sorted(shown, key=lambda p: p.pid)]
+    with_init = caller.proc is None and (call.all if call.pids is None else INIT in call.pids)
+    return calls.ProcList([init_info(m), *rows] if with_init else rows)
+
+
+def _named(k: Kernel, pids: Sequence[int | str]) -> list[Proc]:
+    found = [k.procs.get(find(k, pid)) for pid in pids]
+    return [p for p in found if p is not None]
+
+
+def find(k: Kernel, pid: int | str) -> Pid:
+    """The pid of a pid or a name; 0 when there is none."""
+    if isinstance(pid, int):
+        return Pid(pid)
+    name = pid.removeprefix("%")
+    return Pid(int(name)) if name.isdigit() else k.names.get(name, Pid(0))
+
+
+async def sys_get(m: Machine, caller: Caller, call: calls.Get) -> calls.ProcList:
+    """All there is about processes; with the result of the last run."""
+    wanted = [call.pid] if call.pid is not None else call.pids
+    if wanted is None:
+        return sys_list(m, caller, calls.List(all=call.all))
+    rows: list[calls.ProcInfo] = []
+    for pid in wanted:
+        p = m.kernel.proc(find(m.kernel, pid) or int(f"{pid}" if isinstance(pid, int) else 0))
+        require(m.kernel, caller, Access.READ, p.pid)
+        row = info(m, p)
+        result = await m.run_result(p) if p.run.began else None
+        rows.append(msgspec.structs.replace(row, run=result))
+    return calls.ProcList(rows)
+
+
+def info(m: Machine, p: Proc) -> calls.ProcInfo:
+    """One line of `ps`."""
+    image = m.kernel.image(p)
+    return calls.ProcInfo(
+        pid=p.pid,
+        ppid=p.ppid,
+        birth=p.birth,
+        stat=m.stat(p),
+        program=image.program,
+        name=p.name,
+        model=image.model,
+        provider=image.provider,
+        uid=p.uid,
+        access=p.access.word,
+        nice=p.nice,
+        cwd=p.cwd,
+        head=f"m{p.head}" if p.head is not None else None,
+        turns=p.turns,
+        context_tokens=p.context_tokens,
+        context_window=None,
+        usage=p.usage,
+        cost_usd=None,
+        started=p.began,
+        ended=p.ended or None,
+        wchan=m.wchan(p),
+        interactive=p.input_open,
+        waiting=len(p.inbox),
+        collected=p.collected,
+        status=p.status,
+        stop_reason=p.stop_reason or None,
+        reason=p.reason,
+        children=list(m.kernel.children.get(p.pid, ())),
+        fds=sorted(p.fds),
+        run=None,
+    )
+
+
+def init_info(m: Machine) -> calls.ProcInfo:
+    """Pid 1 is the daemon itself."""
+    return calls.ProcInfo(
+        pid=INIT, ppid=0, birth=0, stat="S", program="init", name="init", model="", provider="",
+        uid=os.getuid(), access="admin", nice=0, cwd="/", head=None, turns=0, context_tokens=0,
+        context_window=None, usage=calls.Usage(), cost_usd=None, started=m.started, ended=None, wchan="-",
+        interactive=False, waiting=0, collected=False, status=None, stop_reason=None, reason="",
+        children=list(m.kernel.children.get(INIT, ())), fds=[], run=None,
+    )  # fmt: skip
+
+
+# --- signals ----------------------------------------------------------------------------------------
+
+
+def sys_signal(m: Machine, caller: Caller, call: calls.SignalProc) -> calls.Empty | Awaitable[calls.Empty]:
+    """Send a signal, at once where the messages it needs are in memory."""
+    sig = signal(call.signal)
+    signals.allowed(call.pid)
+    require(m.kernel, caller, Access.ADMIN, call.pid)
+    target = m.kernel.proc(call.pid)
+    if sig is None:
+        return calls.Empty()
+    if any(m.store.node_nowait(head) is None for head in _heads(m, target, tree=call.tree)):
+        return _signal_later(m, caller, call, sig)
+    return _signal(m, caller, call, sig)
+
+
+async def _signal_later(m: Machine, caller: Caller, call: calls.SignalProc, sig: Signal) -> calls.Empty:
+    fetched: set[MessageId] = set()
+    while missing := set(_heads(m, m.kernel.proc(call.pid), tree=call.tree)) - fetched:
+        for head in missing:
+            await m.node(head)
+        fetched |= missing
+    return _signal(m, caller, call, sig)
+
+
+def _targets(m: Machine, target: Proc, *, tree: bool) -> list[Proc]:
+    """The process, and with `tree` all that live below it."""
+    if not tree:
+        return [target]
+    procs = [m.kernel.procs[pid] for pid in ceilings.subtree(m.kernel, target.pid)]
+    return [p for p in procs if p.live] or [target]
+
+
+def _heads(m: Machine, target: Proc, *, tree: bool) -> list[MessageId]:
+    """The messages that ask for tools right now: a signal may have to answer them."""
+    return [
+        p.head for p in _targets(m, target, tree=tree) if p.live and p.at is At.ASKS and p.head is not None
+    ]
+
+
+def _signal(m: Machine, caller: Caller, call: calls.SignalProc, sig: Signal) -> calls.Empty:
+    k = m.begin()
+    targets = _targets(m, k.proc(call.pid), tree=call.tree)
+    images = {p.pid: reread(m, p) for p in targets} if sig is Signal.HUP else {}
+    for p in targets:
+        node = m.store.node_nowait(p.head) if p.at is At.ASKS and p.head is not None else None
+        signals.deliver(k, p.pid, sig, node, m.partial(p.pid), sender=str(caller))
+        image = images.get(p.pid)
+        if image is not None:
+            proc.reload(k, p.pid, image)
+        if sig is Signal.CHLD:
+            m.waits.wakeup(("exit", p.pid))
+    m.commit(f"signal_{sig.name}")
+    return calls.Empty()
+
+
+def reread(m: Machine, p: Proc) -> Image | None:
+    """A process's program file as it is now; None for a built-in or a map."""
+    path = m.kernel.image(p).path
+    return m.image_of(path, p.cwd, p.env) if path and p.live else None
+
+
+# --- wait -------------------------------------------------------------------------------------------
+
+
+async def sys_wait(m: Machine, caller: Caller, call: calls.Wait) -> calls.EndedList:
+    """Wait for ends, and collect them; a timeout collects none."""
+    pids = [Pid(pid) for pid in call.pids]
+    if not pids:
+        raise KernelError(Errno.EINVAL, "pids: is empty")
+    for pid in pids:
+        require(m.kernel, caller, Access.READ, pid)
+        m.kernel.proc(pid)
+    with deadline(call.timeout_ms) as scope:
+        await m.wait_ended(pids, any_=call.any)
+    if scope.cancelled_caught:
+        raise KernelError(Errno.ETIMEDOUT, f"still running after {call.timeout_ms} ms")
+    ended = [m.kernel.proc(pid) for pid in pids if not m.kernel.proc(pid).live]
+    messages = [await m.message(p) or p.reason for p in ended]
+    if call.collect:
+        k = m.begin()
+        for p in ended:
+            if p.pid in k.procs:
+                proc.collect(k, p.pid)
+        m.commit("collect")
+    return calls.EndedList(
+        [
+            calls.Ended(p.pid, p.status or 0, message, p.usage, None)
+            for p, message in zip(ended, messages, strict=True)
+        ]
+    )
+
+
+# --- fork, goto, exec -------------------------------------------------------------------------------
+
+
+def sys_fork(m: Machine, caller: Caller, call: calls.Fork) -> calls.Pids | Awaitable[calls.Pids]:
+    """Children that share the whole history."""
+    require(m.kernel, caller, Access.ADMIN, call.pid)
+    done = repeated(m, caller, call, calls.Pids)
+    if done is not None:
+        return done
+    room(m, max(1, len(call.prompts)))
+    return _fork_at(m, caller, call) if call.at else _fork(m, caller, call, None)
+
+
+async def _fork_at(m: Machine, caller: Caller, call: calls.Fork) -> calls.Pids:
+    p = m.kernel.proc(call.pid)
+    if call.at == "last":
+        return _fork(m, caller, call, await nearest_settled(m, p))
+    return _fork(m, caller, call, await own_message(m, p, call.at, "at"))
+
+
+def _fork(m: Machine, caller: Caller, call: calls.Fork, at: Node | None) -> calls.Pids:
+    made = proc.fork(m.begin(), call.pid, call.prompts, at=at, birth=caller.proc)
+    reply = calls.Pids([child.pid for child in made])
+    remember(m, caller, call, reply)
+    m.commit("fork")
+    return reply
+
+
+async def nearest_settled(m: Machine, p: Proc) -> Node | None:
+    """The last message of a process that does not ask for tools."""
+    head = p.head
+    while head is not None:
+        node = await m.node(head)
+        if not node.asks:
+            return node
+        head = node.parent
+    return None
+
+
+async def own_message(m: Machine, p: Proc, text: str, field: str) -> Node:
+    """A message of a process's own history, on its path or an abandoned branch. Raises ENOENT, EINVAL."""
+    number = message_id(text, field)
+    tips = [tip for tip in (p.head, *p.tips) if tip is not None]
+    if not await m.store.is_ancestor(number, tips):
+        raise KernelError(Errno.ENOENT, f"process {p.label} has no message {text}")
+    return await m.node(number)
+
+
+async def sys_goto(m: Machine, caller: Caller, call: calls.Goto) -> calls.Moved:
+    """Move the head."""
+    require(m.kernel, caller, Access.ADMIN, call.pid)
+    proc.require_live(m.kernel, call.pid)
+    node = await own_message(m, m.kernel.proc(call.pid), call.to, "to")
+    k = m.begin()
+    was = k.proc(call.pid).head
+    p = proc.goto(k, call.pid, node, call.text, run=call.run)
+    m.commit("goto")
+    return calls.Moved(f"m{was}" if was else None, f"m{p.head}")
+
+
+def sys_exec(m: Machine, caller: Caller, call: calls.Exec) -> calls.Empty:
+    """Replace the program."""
+    require(m.kernel, caller, Access.ADMIN, call.pid)
+    p = proc.require_live(m.kernel, call.pid)
+    image = m.image_of(call.program, call.cwd or p.cwd, p.env)
+    proc.exec_(m.begin(), call.pid, image)
+    m.commit("exec")
+    return calls.Empty()
+
+
+# --- the small ones ---------------------------------------------------------------------------------
+
+
+def sys_limits(m: Machine, caller: Caller, call: calls.Limits) -> calls.LimitList:
+    """Show limits, after changing some."""
+    require(m.kernel, caller, Access.READ, call.pid)
+    p = m.kernel.proc(call.pid)
+    if call.set:
+        require_user(caller)
+        proc.limit_wall(m.begin(), call.pid, limits_of(call.set))
+        m.commit("limits")
+        m.set_alarm(p.pid)
+        p = m.kernel.proc(call.pid)
+    used = (p.ended or m.begin().now) - p.began
+    return calls.LimitList([calls.LimitInfo("wall", p.wall.soft, p.wall.hard, round(used, 3))])
+
+
+def sys_renice(m: Machine, caller: Caller, call: calls.Renice) -> calls.Empty:
+    """Weigh a process anew."""
+    require(m.kernel, caller, Access.ADMIN, call.pid)
+    proc.renice(m.begin(), call.pid, call.nice)
+    m.commit("renice")
+    return calls.Empty()
+
+
+def sys_rename(m: Machine, caller: Caller, call: calls.Rename) -> calls.Empty:
+    """Name a process."""
+    require(m.kernel, caller, Access.ADMIN, call.pid)
+    proc.rename(m.begin(), call.pid, call.name)
+    m.commit("rename")
+    return calls.Empty()
+
+
+def sys_remove(m: Machine, caller: Caller, call: calls.Remove) -> calls.Empty:
+    """Forget ended processes: all of them, or none if one cannot be."""
+    require(m.kernel, caller, Access.ADMIN)
+    for pid in call.pids:
+        p = m.kernel.proc(pid)
+        require_inside(m.kernel, caller, p)
+        if p.live:
+            raise KernelError(Errno.EBUSY, f"process {p.label} has not ended; kill it first")
+    k = m.begin()
+    for pid in dict.fromkeys(call.pids):
+        proc.remove(k, pid)
+    m.commit("remove")
+    return calls.Empty()

@@ -1,0 +1,381 @@
+"""The life of one process: fetch the next step, execute it, retire it.
+
+A task exists only while there is a step to run. It has exactly one cancel scope, new for each step. What a
+step brings back lands only if nobody has interrupted the process since (`proc.current`); cancelling writes
+nothing. So stopping the daemon, a signal, goto and a power cut are one road, and there is no recovery code
+but the first lines of `run_tools`.
+"""
+
+import random
+from collections.abc import Sequence
+from typing import assert_never
+
+import msgspec
+import trio
+
+from llmprocd import crash, outcome, usertrap
+from llmprocd.abi.types import Pid, ToolUseId
+from llmprocd.kernel import access, file, proc, step
+from llmprocd.kernel.proc import ForkCall
+from llmprocd.kernel.state import At, Image, Kernel, Node, Proc, ToolResult, ToolUse
+from llmprocd.machine import Machine
+from llmprocd.model.protocol import ModelError, Reply
+from llmprocd.model.sse import Turn
+from llmprocd.tools import toolbox, trap
+from llmprocd.tools.output import Output, ToolError
+
+INTERRUPTED = (
+    "Interrupted: the daemon was restarted while this call was running. It may have taken effect, in part or "
+    "wholly; check before you repeat it."
+)
+
+
+async def live(m: Machine, pid: Pid) -> None:
+    """Run a process's steps until there is none."""
+    try:
+        while (p := m.kernel.procs.get(pid)) is not None:
+            todo = step.next_step(p)
+            if isinstance(todo, step.Sleep):
+                return
+            with m.step(p):
+                await execute(m, p, todo)
+            await trio.lowlevel.checkpoint()
+    finally:
+        m.leave(pid)
+
+
+async def execute(m: Machine, p: Proc, todo: step.Step) -> None:
+    """Do one step."""
+    match todo:
+        case step.Infer():
+            await infer(m, p)
+        case step.RunTools():
+            await run_tools(m, p)
+        case step.TakeInput():
+            k = m.begin()
+            proc.take_input(k, p.pid, lambda taker, text: file.take_said(k, taker, text))
+            m.commit("take_input")
+        case step.Exit(status):
+            proc.exit_(m.begin(), p.pid, status)
+            m.commit("exit")
+        case step.Sleep():
+            pass
+        case other:
+            assert_never(other)
+
+
+# --- the model --------------------------------------------------------------------------------------
+
+
+async def infer(m: Machine, p: Proc) -> None:
+    """One model call, from the wait for a slot to the message in the history."""
+    k = m.begin()
+    if proc.out_of_iterations(k, p.pid):
+        m.commit("max_iterations")
+        return
+    p = proc.last_turn(k, p.pid)
+    m.commit("last_turn")
+    image = k.image(p)
+    pieces = (await m.transcript(p)).pieces(image)
+    await m.wait_durable()
+    m.announce("turn_start", p.pid, head=f"m{p.head}", run=p.run.seq)
+    answer = await ask(m, p, image, pieces)
+    if answer is None:
+        return
+    k = m.begin()
+    now = proc.current(k, p)
+    if now is not None:
+        land(m, k, now, image, answer)
+
+
+def land(m: Machine, k: Kernel, p: Proc, image: Image, answer: Reply | ModelError) -> None:
+    """What the model said, or why it did not, becomes the state of the process."""
+    if isinstance(answer, ModelError):
+        proc.fail(k, p, str(answer))
+        m.commit("infer_failed")
+        return
+    if image.paging.enable_references:
+        p = take_references(k, p, answer.text)
+    p = proc.land(k, p, answer, tuple(ids_with_effects(image, p, answer.asks)))
+    if p.begun and p.head is not None:
+        m.fresh[p.pid] = p.head
+    m.commit("infer_landed")
+
+
+def take_references(k: Kernel, p: Proc, text: str) -> Proc:
+    for name, content in file.references(text).items():
+        data = content.encode()
+        number = file.FileId(k.take("file"))
+        made = file.File(number, len(data), complete=True, origin=f"ref:{name}")
+        p = file.refer(k, p, name, made, data)
+    return p
+
+
+async def ask(m: Machine, p: Proc, image: Image, pieces: Sequence[bytes]) -> Reply | ModelError | None:
+    """Ask until there is an answer or it is hopeless; None when the process was interrupted or stopped."""
+    endpoint = image.base_url or image.provider
+    began = trio.current_time()
+    attempt = 0
+    while True:
+        await m.sched.wait_held(endpoint, lambda what: m.waits_for(p.pid, what))
+        async with m.sched.slot(endpoint, root(m.kernel, p), p.nice, lambda what: m.waits_for(p.pid, what)):
+            if m.sched.endpoint(endpoint).held():
+                continue
+            now = proc.current(m.kernel, p)
+            if now is None or now.stopped:
+                return None
+            attempt += 1
+            answer = await attempt_once(m, p, image, pieces, attempt)
+        if not isinstance(answer, ModelError) or not answer.again:
+            return answer
+        if attempt > m.config.retries or trio.current_time() - began > m.config.retry_s:
+            return answer
+        await back_off(m, p, endpoint, answer, attempt)
+
+
+async def attempt_once(
+    m: Machine, p: Proc, image: Image, pieces: Sequence[bytes], attempt: int
+) -> Reply | ModelError:
+    """One request, and what came of it."""
+    m.announce("api_request", p.pid, attempt=attempt, model=image.model)
+    turn = Turn(image.model, lambda text: shown(m, p.pid, text, attempt))
+    m.turns[p.pid] = turn
+    crash.point("api.before")
+    try:
+        with m.doing(p.pid, "api"):
+            await m.model.infer(image, pieces, turn)
+            crash.point("api.after")
+            return turn.reply()
+    except ModelError as error:
+        return error
+    finally:
+        del m.turns[p.pid]
+
+
+def shown(m: Machine, pid: Pid, text: str, attempt: int) -> None:
+    """Text as it comes, for those who look."""
+    if m.console.readers:
+        m.announce("text", pid, text=text, attempt=attempt)
+
+
+async def back_off(m: Machine, p: Proc, endpoint: str, error: ModelError, attempt: int) -> None:
+    """Wait before the next attempt: as long as the server said, else longer each time, with jitter."""
+    jitter = random.uniform(0.5, 1.0)  # noqa: S311  # spreads callers out, keeps no secret
+    seconds = error.retry_after if error.retry_after is not None else min(60.0, 0.5 * 2**attempt) * jitter
+    if error.shared:
+        m.sched.hold(endpoint, seconds)
+        return
+    with m.doing(p.pid, "backoff" if error.retry_after is None else f"retry-after {seconds:.0f}s"):
+        await trio.sleep(seconds)
+
+
+def root(k: Kernel, p: Proc) -> Pid:
+    """The top of the tree that a process was born in: trees share slots fairly."""
+    while (parent := k.procs.get(p.birth)) is not None:
+        p = parent
+    return p.pid
+
+
+# --- tools ------------------------------------------------------------------------------------------
+
+
+class Asked(msgspec.Struct, frozen=True):
+    """The calls of one turn, in the order in which they are done."""
+
+    plain: tuple[ToolUse, ...]
+    forks: tuple[ToolUse, ...]
+    gotos: tuple[ToolUse, ...]
+    exits: tuple[ToolUse, ...]
+
+
+def sort(image: Image, p: Proc, asks: Sequence[ToolUse]) -> Asked:
+    """Tools first, then all forks, then goto, then exit. A call that is refused is a plain one."""
+    last: dict[str, list[ToolUse]] = {"fork": [], "goto": [], "exit": []}
+    plain: list[ToolUse] = []
+    for call in asks:
+        tool = image.tool(call.name)
+        allowed = tool is not None and tool.access <= p.access and not call.broken
+        last.get(tool.tool, plain).append(call) if tool and allowed else plain.append(call)
+    return Asked(tuple(plain), tuple(last["fork"]), tuple(last["goto"]), tuple(last["exit"]))
+
+
+def ids_with_effects(image: Image, p: Proc, asks: Sequence[ToolUse]) -> list[ToolUseId]:
+    """The calls that must be written down before they start."""
+    found: list[ToolUseId] = []
+    for call in asks:
+        tool = image.tool(call.name)
+        if tool and tool.access <= p.access and not call.broken and toolbox.has_effects(tool.tool):
+            found.append(call.id)
+    return found
+
+
+async def run_tools(m: Machine, p: Proc) -> None:
+    """Run what the model asked for; go on with what is left of it after a restart."""
+    assert p.head is not None
+    node = await m.node(p.head)
+    k = m.begin()
+    now = proc.current(k, p)
+    if now is None or now.stopped:
+        return
+    image = k.image(now)
+    if m.fresh.pop(p.pid, None) != p.head:
+        now = give_up_on_lost(k, now, node)
+        ids = ids_with_effects(image, now, proc.unanswered(now, node))
+        now = proc.begin_tools(k, now, tuple(ids)) if ids else now
+        m.commit("tools_begun")
+    asked = sort(image, now, proc.unanswered(now, node))
+    await m.wait_durable()
+    async with trio.open_nursery() as nursery:
+        for call in asked.plain:
+            nursery.start_soon(one_tool, m, p, node, image, call)
+    await fork_goto_exit(m, p, node, asked)
+
+
+def give_up_on_lost(k: Kernel, p: Proc, node: Node) -> Proc:
+    """Calls that had begun in an earlier life and did not end: never run again."""
+    for call in proc.unanswered(p, node):
+        if call.id in p.begun:
+            p = proc.finish_tool(k, p, call, ToolResult(call.id, INTERRUPTED, is_error=True))
+    return p
+
+
+async def one_tool(m: Machine, p: Proc, node: Node, image: Image, call: ToolUse) -> None:
+    """Run one call, and land its result."""
+    with m.doing(p.pid, f"tool:{call.name}", call.id):
+        answer = await call_tool(m, p, image, call)
+        result = await outcome.shape(m, image, answer, source=call.name)
+    finish(m, p, node, call, result)
+
+
+def finish(m: Machine, p: Proc, node: Node, call: ToolUse, result: outcome.Shaped) -> None:
+    """Land one result; the last one of a turn makes the next message in the same commit."""
+    k = m.begin()
+    now = proc.current(k, p)
+    if now is None:
+        outcome.discard(m, result)
+        return
+    now, text = outcome.keep(k, now, result)
+    now = proc.finish_tool(k, now, call, ToolResult(call.id, text, result.is_error))
+    if not proc.unanswered(now, node):
+        proc.retire_tools(k, now, node)
+    m.commit("tool_finished")
+    outcome.watch(m, p.pid, result)
+
+
+async def call_tool(m: Machine, p: Proc, image: Image, call: ToolUse) -> Output:
+    """The answer to one call; every way in which it can fail is an answer too."""
+    refusal = refused(image, p, call)
+    if refusal:
+        return Output(text=refusal, is_error=True)
+    tool = image.tool(call.name)
+    assert tool is not None
+    m.announce("tool_start", p.pid, tool=call.name, call=call.id, input=call.input.decode(errors="replace"))
+    if tool.tool in trap.TRAPS:
+        return await usertrap.run(m, p, tool.tool, call)
+    crash.point(f"tool.{tool.tool}.before")
+    answer = await outside(m, p, tool.tool, call)
+    crash.point(f"tool.{tool.tool}.after")
+    return answer
+
+
+async def outside(m: Machine, p: Proc, name: str, call: ToolUse) -> Output:
+    """Run a tool that touches the world, within its deadline."""
+    seconds = m.config.tool_timeout_s
+    with trio.move_on_after(seconds):
+        return await toolbox.run(toolbox.SPECS[name], usertrap.context(m, p), call.input)
+    return Output(text=f"ETIMEDOUT: {name} did not end within {seconds:g} s and was stopped", is_error=True)
+
+
+def refused(image: Image, p: Proc, call: ToolUse) -> str:
+    """Why a call cannot be run; "" if it can."""
+    tool = image.tool(call.name)
+    if tool is None:
+        return f"This tool is not available: {call.name}"
+    if call.broken:
+        return "The arguments did not arrive whole (malformed JSON); nothing was run. Call again."
+    return access.denied(tool.access, p.access) if tool.access > p.access else ""
+
+
+# --- the calls that come last -----------------------------------------------------------------------
+
+
+async def fork_goto_exit(m: Machine, p: Proc, node: Node, asked: Asked) -> None:
+    """All forks of a turn in one commit, then goto, then exit."""
+    now = proc.current(m.kernel, p)
+    if now is None or now.stopped or not proc.unanswered(now, node):
+        return
+    new = [call for call in asked.forks if call.id not in now.awaiting]
+    if new:
+        make_forks(m, now, node, new)
+    await gather_children(m, p, node, asked.forks)
+    if not await go_to(m, p, node, asked.gotos):
+        leave(m, p, node, asked.exits)
+
+
+def make_forks(m: Machine, p: Proc, node: Node, calls: Sequence[ToolUse]) -> None:
+    k = m.begin()
+    good: list[ForkCall] = []
+    for call in calls:
+        try:
+            good.append(fork_call(call))
+        except ToolError as error:
+            p = proc.finish_tool(k, p, call, ToolResult(call.id, str(error), is_error=True))
+    if good:
+        p = proc.fork_model(k, p, node, good)
+    if not proc.unanswered(p, node):
+        proc.retire_tools(k, p, node)
+    m.commit("fork")
+
+
+def fork_call(call: ToolUse) -> ForkCall:
+    args = trap.parse(trap.ForkTool, call.input)
+    if any(not prompt.strip() for prompt in args.prompts):
+        raise ToolError("Invalid arguments: a prompt is blank")
+    return ForkCall(call, tuple(args.prompts), args.wait)
+
+
+async def gather_children(m: Machine, p: Proc, node: Node, calls: Sequence[ToolUse]) -> None:
+    """Wait for the children of each fork that waits, and hand their last messages over."""
+    for call in calls:
+        now = proc.current(m.kernel, p)
+        if now is None or now.stopped:
+            return
+        if call.id not in now.awaiting:
+            continue
+        with m.doing(p.pid, "wait", call.id):
+            answer = await usertrap.children(m, now.awaiting[call.id])
+            result = await outcome.shape(m, m.kernel.image(now), answer, source="fork")
+        finish(m, p, node, call, result)
+
+
+async def go_to(m: Machine, p: Proc, node: Node, calls: Sequence[ToolUse]) -> bool:
+    """Travel, if the model asked for it: the first goto wins, a second is an error."""
+    for number, call in enumerate(calls):
+        if number == 0 and await usertrap.goto(m, p, node, call):
+            return True
+        if number:
+            text = "Only the first goto of a turn is done; this one was not."
+            finish(m, p, node, call, outcome.Shaped(text=text, is_error=True))
+    return False
+
+
+def leave(m: Machine, p: Proc, node: Node, calls: Sequence[ToolUse]) -> None:
+    """Exit, if the model asked for it: the first wins; its conversation stays valid."""
+    k = m.begin()
+    now = proc.current(k, p)
+    if now is None or now.stopped or now.at is not At.ASKS or not calls:
+        return
+    try:
+        args = trap.parse(trap.ExitTool, calls[0].input)
+    except ToolError as error:
+        for call in calls:
+            finish(m, p, node, call, outcome.Shaped(text=str(error), is_error=True))
+        return
+    bye = [ToolResult(call.id, f"exiting with status {args.status}") for call in calls]
+    run = now.run
+    now = now.moved(proc.answer(k, now, node, "Not run.", results=bye))
+    k.put(proc.end_run(k, msgspec.structs.replace(now, run=run), "exit", verdict=args.status, rest=True))
+    proc.exit_(k, now.pid, args.status, farewell=args.message, reason="exit")
+    m.commit("exit_tool")
+
+

@@ -1,0 +1,1 @@
+"""The outside: what a model can do."""

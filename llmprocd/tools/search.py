@@ -1,0 +1,103 @@
+"""A program of its own: find files by name, or lines by pattern.
+
+    search.py glob PATH PATTERN
+    search.py grep PATH PATTERN GLOB MAX
+
+Run by its path under `python -I -S`, below the spawner: a regular expression can take for ever, and only a
+process can be stopped then. Python's `re`, not grep(1): models write its dialect, the same everywhere.
+It writes bytes as they are, and exits 0, or 2 with a sentence if it was asked nonsense.
+"""
+
+import fnmatch
+import glob
+import os
+import re
+import stat
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+SKIPPED = frozenset({".git", ".hg", ".svn", "node_modules", "__pycache__", ".venv"})
+LINE_LIMIT = 1000
+"""Bytes of a line that are shown."""
+
+LONGEST = 1 << 20
+"""Bytes of a line that are looked at: a file of one endless line is read in such pieces."""
+
+
+def main() -> int:
+    """Do what the arguments say."""
+    verb, path, pattern, *more = sys.argv[1:]
+    if not os.path.lexists(path):
+        return refuse(f"No such file or directory: {path}")
+    if verb == "glob":
+        return find(path, pattern)
+    try:
+        wanted = re.compile(pattern)
+    except (re.error, RecursionError, OverflowError) as error:
+        return refuse(f"pattern: {error}")
+    return grep(path, wanted, more[0], int(more[1]))
+
+
+def refuse(text: str) -> int:
+    sys.stdout.write(text)
+    return 2
+
+
+def find(path: str, pattern: str) -> int:
+    """Print the names below `path` that match, folders with a slash, sorted."""
+    # Path.glob takes no absolute pattern, and its ** finds no files before Python 3.13.
+    for name in sorted(glob.glob(pattern, root_dir=path, recursive=True)):  # noqa: PTH207
+        show(Path(path, name), b"/\n" if Path(path, name).is_dir() else b"\n")
+    return 0
+
+
+def grep(path: str, wanted: re.Pattern[str], names: str, most: int) -> int:
+    """Print the lines that match, as PATH:LINE:TEXT; after `most` of them say that there may be more."""
+    found = 0
+    for file in files(path, names):
+        for number, line in lines(file):
+            if not wanted.search(line.decode(errors="surrogateescape")):
+                continue
+            if found == most:
+                sys.stdout.write(f"[stopped after {most} matches]\n")
+                return 0
+            found += 1
+            show(file, b":%d:%b\n" % (number, line[:LINE_LIMIT]))
+    return 0
+
+
+def show(path: Path, rest: bytes) -> None:
+    sys.stdout.buffer.write(os.fsencode(path) + rest)
+
+
+def files(path: str, names: str) -> Iterator[Path]:
+    """The files below `path`, or that file, whose name or path from there matches `names`."""
+    if not Path(path).is_dir():
+        yield Path(path)
+        return
+    for folder, below, here in os.walk(path):
+        below[:] = sorted(name for name in below if name not in SKIPPED)
+        for name in sorted(here):
+            inside = os.path.relpath(Path(folder, name), path)
+            if not names or fnmatch.fnmatchcase(name, names) or fnmatch.fnmatchcase(inside, names):
+                yield Path(folder, name)
+
+
+def lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """The lines of a regular text file, numbered; none of a binary one, nor of one that cannot be read."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return
+    with os.fdopen(fd, "rb") as file:
+        if not stat.S_ISREG(os.fstat(fd).st_mode) or b"\0" in file.peek(8192)[:8192]:
+            return
+        number = 1
+        while line := file.readline(LONGEST):
+            yield number, line.rstrip(b"\r\n")
+            number += line.endswith(b"\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,468 @@
+"""System calls made by models: what each of the tools in `tools/trap.py` does.
+
+Law: effect and answer are one commit. A call changes the kernel after its last await and returns; whoever
+lands the answer commits both. So after a crash it is done and answered, or neither.
+Law: a model reaches its own descendants and nobody else.
+"""
+
+import re
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import trio
+
+from llmprocd import outcome
+from llmprocd.abi.errno import KernelError
+from llmprocd.abi.types import FileId, Pid, ToolUseId, message_id, signal
+from llmprocd.kernel import access, history, proc
+from llmprocd.kernel import file as files
+from llmprocd.kernel import signal as signals
+from llmprocd.kernel.proc import Birth
+from llmprocd.kernel.state import File, Image, Kernel, Node, Proc, ToolUse
+from llmprocd.machine import Machine
+from llmprocd.pager import View
+from llmprocd.tools import fs, trap
+from llmprocd.tools.output import Output, ToolContext, ToolError
+
+
+def context(m: Machine, p: Proc) -> ToolContext:
+    """What a tool of this process is given."""
+    return ToolContext(pid=p.pid, cwd=p.cwd, env=p.env, spawner=m.spawner, spool=m.store.spool)
+
+
+async def run(m: Machine, p: Proc, name: str, call: ToolUse) -> Output:
+    """Run one system call for a model; a refusal is an answer too."""
+    try:
+        return await TRAPS[name](m, p, call)
+    except ToolError as error:
+        return Output(text=str(error), is_error=True)
+    except KernelError as error:
+        return Output(text=str(error), is_error=True)
+
+
+# --- processes --------------------------------------------------------------------------------------
+
+
+async def spawn(m: Machine, p: Proc, call: ToolUse) -> Output:
+    """Start a child; wait for it, unless told not to."""
+    args = trap.parse(trap.SpawnTool, call.input)
+    waiting = m.kernel.proc(p.pid).awaiting.get(call.id)
+    if waiting is None:
+        image = await _image(m, p, args.program_name)
+        prompt = await _preloaded(p, args)
+        pid = _spawn(m, p, call.id, args, image, prompt)
+        if not args.wait:
+            return Output(text=str(pid))
+        m.commit("spawn_tool")
+        waiting = (pid,)
+    with m.doing(p.pid, "wait", call.id):
+        await m.wait_ended(waiting)
+    (told,) = await tell(m, waiting)
+    k = m.begin()
+    for pid in waiting:
+        if pid in k.procs:
+            proc.collect(k, pid)
+    if told["status"] == 0:
+        return Output(text=told["message"])
+    text = f"process {told['pid']} ended with status {told['status']}: {told['message']}"
+    return Output(text=text, is_error=True)
+
+
+async def _image(m: Machine, p: Proc, name: str) -> Image:
+    own = m.kernel.image(p)
+    if not name.strip():
+        return own
+    link = next((link for link in own.links if link.name == name), None)
+    if link is None:
+        known = "".join(f"\n- '{link.name}': {link.description}" for link in own.links) or " none"
+        raise ToolError(f"Program {name!r} not found. Available programs:{known}")
+    return m.image_of(link.path, p.cwd, p.env)
+
+
+async def _preloaded(p: Proc, args: trap.SpawnTool) -> str:
+    parts: list[str] = []
+    for path in args.additional_preload_files:
+        try:
+            text = await trio.Path(p.cwd, path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ToolError(f"additional_preload_files: {path}: {error}") from None
+        parts.append(files.frame("file", {"path": path}, text))
+    return "\n".join([*parts, args.prompt])
+
+
+def _spawn(m: Machine, p: Proc, call: ToolUseId, args: trap.SpawnTool, image: Image, prompt: str) -> Pid:
+    k = m.begin()
+    now = proc.require_live(k, p.pid)
+    handed = {files.number(fd): files.lookup(k, now, fd) for fd in args.fds}
+    birth = Birth(
+        image=k.put_image(image),
+        ppid=p.pid,
+        uid=p.uid,
+        access=access.child(now, k.image(now)),
+        cwd=p.cwd,
+        env=p.env,
+        nice=now.nice,
+        prompt=prompt,
+        fds=handed,
+    )
+    child = proc.spawn(k, birth)
+    if handed:
+        k.keep_fds(child.family, max(handed) + 1)
+    now = k.proc(p.pid)
+    if args.wait:
+        now = msgspec.structs.replace(now, awaiting={**now.awaiting, call: (child.pid,)})
+    elif args.notify:
+        now = msgspec.structs.replace(now, notify=(*now.notify, child.pid))
+    k.put(now)
+    return child.pid
+
+
+async def tell(m: Machine, pids: Sequence[Pid]) -> list[dict[str, Any]]:
+    """Status and last message of ended processes, for a model."""
+    told: list[dict[str, Any]] = []
+    for number, pid in enumerate(pids):
+        p = m.kernel.procs.get(pid)
+        status = 127 if p is None else p.status
+        message = "it was removed" if p is None else await m.message(p) or p.reason
+        one: dict[str, Any] = {"id": number, "pid": pid, "message": message, "status": status}
+        told.append(one if status == 0 else {**one, "error": True})
+    return told
+
+
+async def children(m: Machine, pids: Sequence[Pid]) -> Output:
+    """Wait for forked children, and hand over what each said, in order."""
+    await m.wait_ended(pids)
+    told = await tell(m, pids)
+    k = m.begin()
+    for pid in pids:
+        if pid in k.procs:
+            proc.collect(k, pid)
+    return Output(text=msgspec.json.encode(told).decode())
+
+
+async def wait(m: Machine, p: Proc, call: ToolUse) -> Output:
+    """Wait for children; those that have not ended in time are told of as running."""
+    args = trap.parse(trap.WaitTool, call.input)
+    pids = [Pid(pid) for pid in args.pids] or [
+        pid for pid in m.kernel.children.get(p.pid, ()) if not m.kernel.procs[pid].collected
+    ]
+    for pid in pids:
+        access.require_below(m.kernel, pid, p.pid)
+    with m.doing(p.pid, "wait", call.id), trio.move_on_after(args.timeout_s or float("inf")):
+        await m.wait_ended(pids)
+    ended = [pid for pid in pids if pid in m.kernel.procs and not m.kernel.procs[pid].live]
+    told = await tell(m, ended)
+    k = m.begin()
+    for pid in ended:
+        proc.collect(k, pid)
+    running = [{"pid": pid, "status": None, "message": "still running"} for pid in pids if pid not in ended]
+    return Output(text=msgspec.json.encode([*told, *running]).decode())
+
+
+async def kill(m: Machine, p: Proc, call: ToolUse) -> Output:
+    """Send a signal to a descendant."""
+    args = trap.parse(trap.KillTool, call.input)
+    target = access.require_below(m.kernel, Pid(args.pid), p.pid)
+    sig = signal(args.signal)
+    if sig is None:
+        return Output(text=f"process {target.pid} exists")
+    node = await m.node(target.head) if target.head is not None else None
+    k = m.begin()
+    if k.proc(target.pid).head != target.head:
+        return await kill(m, p, call)
+    signals.deliver(k, target.pid, sig, node, m.partial(target.pid), sender=f"process {p.pid}")
+    return Output(text=f"sent {sig.name} to process {target.pid}")
+
+
+async def send(m: Machine, p: Proc, call: ToolUse) -> Output:
+    """Send a message to a descendant."""
+    args = trap.parse(trap.SendTool, call.input)
+    access.require_below(m.kernel, Pid(args.pid), p.pid)
+    proc.send(m.begin(), args.pid, args.message)
+    return Output(text=f"sent to process {args.pid}")
+
+
+async def write_stderr(m: Machine, p: Proc, call: ToolUse) -> Output:
+    """Write a line to the process's own stderr."""
+    args = trap.parse(trap.WriteStderr, call.input)
+    proc.check_text(args.message, "message")
+    k = m.begin()
+    k.put(k.write(k.proc(p.pid), 2, args.message.rstrip("\n") + "\n"))
+    k.emit("stderr", p.pid, text=args.message)
+    return Output(text="written")
+
+
+# --- goto -------------------------------------------------------------------------------------------
+
+
+async def goto(m: Machine, p: Proc, node: Node, call: ToolUse) -> bool:
+    """Travel to an earlier message; False (and the call answered) when that is refused."""
+    try:
+        args = trap.parse(trap.GotoTool, call.input)
+        target, removed = await _destination(m, p, args)
+    except (ToolError, KernelError) as error:
+        k = m.begin()
+        now = proc.current(k, p)
+        if now is not None:
+            answer = outcome.Shaped(text=_sentence(error), is_error=True)
+            land_refusal(m, k, now, node, call, answer.text)
+        return False
+    k = m.begin()
+    now = proc.current(k, p)
+    if now is not None and not now.stopped:
+        proc.goto_model(k, now, target, framed(target, removed, args.message))
+        m.commit("goto_tool")
+    return True
+
+
+def _sentence(error: ToolError | KernelError) -> str:
+    return error.text if isinstance(error, KernelError) else str(error)
+
+
+def land_refusal(m: Machine, k: Kernel, p: Proc, node: Node, call: ToolUse, text: str) -> None:
+    """Answer a call with an error, and retire the turn if it was the last."""
+    p = proc.finish_tool(k, p, call, proc.ToolResult(call.id, text, is_error=True))
+    if not proc.unanswered(p, node):
+        proc.retire_tools(k, p, node)
+    m.commit("tool_finished")
+
+
+async def _destination(m: Machine, p: Proc, args: trap.GotoTool) -> tuple[Node, int]:
+    position = args.position.removeprefix("msg_").strip("[] ")
+    if re.fullmatch(r"\d+", position):
+        position = f"m{position}"
+    try:
+        number = message_id(position, "position")
+    except KernelError:
+        raise ToolError(f"Invalid message ID: {args.position!r}. It must look like m12.") from None
+    proc.check_text(args.message, "message")
+    tips = [tip for tip in (p.head, *p.tips) if tip is not None]
+    if not await m.store.is_ancestor(number, tips):
+        raise ToolError(f"Could not find message with ID: {position}.")
+    target = await m.node(number)
+    if target.asks:
+        raise ToolError(f"{position} asks for tools; go to a message before or after it.")
+    assert p.head is not None
+    here = await m.store.is_ancestor(number, [p.head])
+    return target, len(await m.store.path(p.head, number)) if here else 0
+
+
+def framed(target: Node, removed: int, message: str) -> str:
+    """What a model reads where it has travelled to."""
+    note = f"GOTO tool used. Conversation reset to message m{target.id}. {removed} messages were removed."
+    parts = [f"<system_message>\n{note}\n</system_message>"]
+    if target.role == "user" and target.text:
+        said = history.unmarked(history.text(target))
+        parts.append(files.frame("original_message_to_be_ignored", {}, said))
+    parts.append(files.frame("time_travel_message", {}, message))
+    return "\n".join(parts)
+
+
+# --- descriptors ------------------------------------------------------------------------------------
+
+
+async def opened(m: Machine, p: Proc, operand: str) -> File:
+    """The file that a model may read as `fd:3`, `ref:x` or `9/fd:4`."""
+    owner, name = files.operand(operand)
+    now = m.kernel.proc(p.pid)
+    if owner is not None and owner != p.pid:
+        now = access.require_below(m.kernel, owner, p.pid)
+    return files.file(m.kernel, now, files.lookup(m.kernel, now, name))
+
+
+class Selected(msgspec.Struct):
+    """A part of a view that was asked for."""
+
+    start: int  # byte offsets into the view
+    end: int
+    first_char: int
+    pairs: dict[str, object]  # attributes that say what it is
+
+
+async def read_fd(m: Machine, p: Proc, call: ToolUse) -> Output:
+    """Read a descriptor."""
+    args = trap.parse(trap.ReadFd, call.input)
+    file = await opened(m, p, args.fd)
+    paging = m.kernel.image(p).paging
+    if args.grep:
+        text = await grep(m, p, file, args.grep)
+        pairs: dict[str, object] = {"fd": args.fd, "grep": args.grep}
+        return await _given(m, p, args, text, pairs)
+    view = await m.pager.view(file, paging.default_page_size)
+    start, count, pairs = select(args, view, complete=file.complete)
+    if args.mode == "page" or args.read_all:
+        text = await m.pager.read_pages(view, start, count)
+    elif args.mode == "line":
+        text = await m.pager.read_lines(view, start, count)
+    else:
+        text = await m.pager.read_chars(view, start, count)
+    if args.mode == "char" and not args.read_all:
+        before = await m.pager.read_chars(view, start - 1, 1) if start else "\n"
+        lines_before = await line_of(m, view, start)
+        pairs |= {"continued": before != "\n", "lines": _range(lines_before + 1, text)}
+    cut = args.mode != "line" and bool(text) and not text.endswith("\n") and not _is_end(view, pairs, text)
+    pairs["truncated"] = cut
+    return await _given(m, p, args, text, pairs, view)
+
+
+async def line_of(m: Machine, view: View, char: int) -> int:
+    """How many lines ended before a character."""
+    pages = view.pages
+    page = pages.page_of_char(char)
+    text = await m.pager.read_chars(view, pages.chars[page], char - pages.chars[page])
+    return pages.lines[page] + text.count("\n")
+
+
+def _range(first: int, text: str) -> str:
+    return f"{first}-{first + max(0, files.count_lines(text) - 1)}"
+
+
+def _is_end(view: View, pairs: dict[str, object], text: str) -> bool:
+    first = pairs.get("_char")
+    return isinstance(first, int) and first + len(text) >= view.pages.total_chars
+
+
+def select(args: trap.ReadFd, view: View, *, complete: bool) -> tuple[int, int, dict[str, object]]:
+    """What part of a view was asked for: where it starts, how much it is, and its attributes."""
+    pages = view.pages
+    total = str(pages.count) if complete else f"{pages.count}+"
+    pairs: dict[str, object] = {"fd": args.fd}
+    if args.read_all:
+        pairs |= {"page": "all", "pages": total, "continued": False, "_char": 0}
+        pairs |= {"lines": f"1-{pages.total_lines}", "total_lines": pages.total_lines}
+        return 1, pages.count, pairs
+    match args.mode:
+        case "page":
+            _within("page number", args.start, 1, pages.count)
+            last = min(args.start + args.count - 1, pages.count)
+            pairs |= {"page": args.start if last == args.start else f"{args.start}-{last}", "pages": total}
+            pairs |= {"continued": bool(pages.inside[args.start - 1]) if pages.inside else False}
+            pairs |= {"_char": pages.chars[args.start - 1], "_line": pages.lines[args.start - 1] + 1}
+            if not complete and last == pages.count:
+                pairs["partial"] = True
+            return args.start, args.count, pairs
+        case "line":
+            _within("line start position", args.start, 1, max(1, pages.total_lines))
+            pairs |= {"pages": total, "continued": False, "_line": args.start}
+            return args.start, args.count, pairs | {"mode": "line", "start": args.start, "count": args.count}
+        case "char":
+            _within("character start position", args.start, 0, pages.total_chars)
+            pairs |= {"pages": total, "_char": args.start}
+            return args.start, args.count, pairs | {"mode": "char", "start": args.start, "count": args.count}
+
+
+def _within(what: str, value: int, low: int, high: int) -> None:
+    if not low <= value <= high:
+        raise ToolError(f"Invalid {what}: {value}. Valid range: {low}-{high}")
+
+
+async def _given(
+    m: Machine, p: Proc, args: trap.ReadFd, text: str, pairs: dict[str, object], view: View | None = None
+) -> Output:
+    """The answer of `read_fd`: the text, cut at the most one answer holds; or a new descriptor of it."""
+    first_char, first_line = pairs.pop("_char", None), pairs.pop("_line", None)
+    if args.extract_to_new_fd:
+        return await _extracted(m, p, args, text)
+    limit = m.kernel.image(p).paging.max_direct_output_chars
+    kept = text
+    if len(text) > limit:
+        newline = text.rfind("\n", 0, limit)
+        kept = text[: newline + 1 if newline > 0 else limit]
+    if isinstance(first_line, int):
+        pairs["lines"] = _range(first_line, kept)
+    if view is not None:
+        pairs["total_lines"] = view.pages.total_lines
+    if len(kept) < len(text):
+        if isinstance(first_line, int) and args.mode == "line":
+            following = f"mode=line start={first_line + kept.count(chr(10))}"
+        else:
+            following = f"mode=char start={int(str(first_char or 0)) + len(kept)} count={limit}"
+        pairs |= {"truncated": not kept.endswith("\n"), "capped": True}
+        pairs["next"] = following if view is not None else "a narrower pattern"
+    return Output(text=files.frame("fd_content", pairs, kept))
+
+
+async def _extracted(m: Machine, p: Proc, args: trap.ReadFd, text: str) -> Output:
+    """Put a selection into a new descriptor."""
+    data = text.encode()
+    number = FileId(m.kernel.take("file"))
+    disk = len(data) > outcome.IN_ROWS
+    if disk:
+        spool = m.store.spool()
+        await trio.to_thread.run_sync(partial(Path(spool).write_bytes, data))
+        await m.store.adopt(spool, number)
+    k = m.begin()
+    record = File(number, len(data), complete=True, origin=f"extract of {args.fd}", disk=disk)
+    now, fd = files.add(k, k.proc(p.pid), record, b"" if disk else data)
+    k.put(now)
+    pairs = {"source_fd": args.fd, "new_fd": f"fd:{fd}", "mode": args.mode, "content_size": len(text)}
+    message = f"<message>Content from {args.fd} has been extracted to fd:{fd}</message>"
+    return Output(text=files.frame("fd_extraction", pairs, message))
+
+
+async def grep(m: Machine, p: Proc, file: File, pattern: str) -> str:
+    """The lines of a file that match, numbered, as a process of its own finds them."""
+    path = m.store.disk_path(file.id)
+    if file.disk:
+        return await fs.grep_file(context(m, p), pattern, path)
+    spool = m.store.spool()
+    data = await m.store.read(file, 0, m.pager.size(file))
+    await trio.to_thread.run_sync(partial(Path(spool).write_bytes, data))
+    try:
+        return await fs.grep_file(context(m, p), pattern, spool)
+    finally:
+        Path(spool).unlink(missing_ok=True)
+
+
+async def fd_to_file(m: Machine, p: Proc, call: ToolUse) -> Output:
+    """Write a descriptor's exact bytes to a file."""
+    args = trap.parse(trap.FdToFile, call.input)
+    file = await opened(m, p, args.fd)
+    target = Path(p.cwd, args.file_path)
+    size = m.pager.size(file)
+    await trio.to_thread.run_sync(partial(_may_write, target, args))
+    async with await trio.open_file(target, "ab" if args.mode == "append" else "wb") as out:
+        for offset in range(0, size, 1 << 18):
+            await out.write(await m.store.read(file, offset, min(1 << 18, size - offset)))
+    view = await m.pager.view(file, m.kernel.image(p).paging.default_page_size)
+    pairs = {
+        "fd": args.fd,
+        "file_path": args.file_path,
+        "mode": args.mode,
+        "char_count": view.pages.total_chars,
+        "size_bytes": size,
+        "success": True,
+        "create": args.create,
+        "exist_ok": args.exist_ok,
+    }
+    message = f"<message>Content of {args.fd} written to {args.file_path}</message>"
+    return Output(text=files.frame("fd_file_result", pairs, message))
+
+
+def _may_write(target: Path, args: trap.FdToFile) -> None:
+    """Refuse what the flags forbid, and make the parent folders."""
+    exists = target.exists()
+    if exists and not args.exist_ok:
+        raise ToolError(f"File {args.file_path} already exists and exist_ok=False")
+    if not exists and not args.create:
+        raise ToolError(f"File {args.file_path} doesn't exist and create=False")
+    if exists and not target.is_file():
+        raise ToolError(f"{args.file_path} is no regular file")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ToolError(f"Error writing file descriptor: {error}") from None
+
+
+TRAPS: dict[str, Callable[[Machine, Proc, ToolUse], Awaitable[Output]]] = {
+    "spawn": spawn,
+    "wait": wait,
+    "kill": kill,
+    "send": send,
+    "write_stderr": write_stderr,
+    "read_fd": read_fd,
+    "fd_to_file": fd_to_file,
+}

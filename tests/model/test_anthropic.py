@@ -1,0 +1,615 @@
+"""The real SDK over real HTTP: streams, faults, cancellation, secrets."""
+
+import gc
+import importlib
+import json
+import os
+import random
+import subprocess
+import sys
+import warnings
+from contextlib import asynccontextmanager
+from functools import partial
+
+import httpx2
+import pytest
+import trio
+
+from llmprocd.abi.errno import Errno
+from llmprocd.abi.types import MessageId, ToolUseId
+from llmprocd.kernel.state import Image, Node, ToolResult
+from llmprocd.model import script_http
+from llmprocd.model.anthropic import Anthropic, Pieces, retry_after
+from llmprocd.model.body import Transcript, prefix, tool_results, user_text
+from llmprocd.model.pool import Pool
+from llmprocd.model.protocol import ModelError
+from llmprocd.model.script import Engine
+from llmprocd.model.script_transport import ScriptTransport
+from llmprocd.model.sse import Turn
+
+KEY = "sk-ant-secret-0123456789"
+TOOLS = [{"name": "bash", "description": "runs", "input_schema": {"type": "object"}}]
+STREAM = (
+    b'data: {"type":"message_start","message":{}}\n\n'
+    b'data: {"type":"content_block_start","index":0,"content_block":{"type":"text","text":"hi"}}\n\n'
+    b'data: {"type":"content_block_stop","index":0}\n\n'
+    b'data: {"type":"message_delta","delta":{"stop_reason":"end_turn"}}\n\n'
+    b'data: {"type":"message_stop"}\n\n'
+)
+HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n"
+WHOLE = HEAD + b"content-length: %d\r\n\r\n" % len(STREAM) + STREAM
+
+
+def image(base_url="", provider="anthropic", headers=(), api_key_env=""):
+    before, after = prefix("claude-sonnet-5-5", {"max_tokens": 999}, "be good", TOOLS, True)
+    return Image(
+        program="p",
+        path="",
+        model="claude-sonnet-5-5",
+        provider=provider,
+        prefix=before,
+        suffix=after,
+        base_url=base_url,
+        headers=headers,
+        api_key_env=api_key_env,
+    )
+
+
+def node(role, body, thinks=False):
+    return Node(MessageId(1), None, role, body, model="claude-sonnet-5-5", thinks=thinks)
+
+
+def body(text, at=None):
+    return Transcript.of([node("user", user_text(text))], "claude-sonnet-5-5").pieces(at or image())
+
+
+async def ask(model, text="hello", at=None):
+    turn = Turn("claude-sonnet-5-5", lambda _: None)
+    await model.infer(at or image(), body(text, at), turn)
+    return turn.reply()
+
+
+@asynccontextmanager
+async def asking(default_url=None, key=KEY, **more):
+    """A Model with one key for the default endpoint, closed at the end."""
+    model = Anthropic(
+        lambda base_url, _: None if base_url else key, default_url, lambda: ScriptTransport(Engine()), **more
+    )
+    try:
+        yield model
+    finally:
+        await model.aclose()
+
+
+@asynccontextmanager
+async def endpoint(answer):
+    """A raw TCP server that answers each request with `answer(stream, request)`."""
+    received = []
+    connections = []
+
+    async def converse(stream):
+        connections.append(stream)
+        data = b""
+        try:
+            while more := await stream.receive_some(1 << 20):
+                data += more
+                while (request := _request(data)) is not None:
+                    received.append(request)
+                    data = data[len(request) :]
+                    await answer(stream, request)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass  # the client hung up, which is what some tests are about
+
+    async with trio.open_nursery() as nursery:
+        listeners = await nursery.start(partial(trio.serve_tcp, converse, 0, host="127.0.0.1"))
+        url = f"http://127.0.0.1:{listeners[0].socket.getsockname()[1]}"
+        yield url, received, connections
+        nursery.cancel_scope.cancel()
+
+
+def _request(data):
+    """The first whole request in `data`, if there is one."""
+    head, found, rest = data.partition(b"\r\n\r\n")
+    if not found:
+        return None
+    lengths = [line for line in head.split(b"\r\n") if line.lower().startswith(b"content-length:")]
+    length = int(lengths[0].partition(b":")[2]) if lengths else 0
+    return None if len(rest) < length else data[: len(head) + 4 + length]
+
+
+def replying(data, *, close=False):
+    async def answer(stream, _request):
+        await stream.send_all(data)
+        if close:
+            await stream.aclose()
+
+    return answer
+
+
+def status(code, said, *headers):
+    text = said if isinstance(said, bytes) else json.dumps(said).encode()
+    lines = b"".join(b"%b\r\n" % header for header in headers)
+    return b"HTTP/1.1 %d X\r\n%bcontent-length: %d\r\n\r\n%b" % (code, lines, len(text), text)
+
+
+async def served(nursery, **more):
+    engine = Engine(key=KEY, **more)
+    at = await nursery.start(script_http.serve, engine)
+    return engine, at.url
+
+
+async def refused(model, text="hello", at=None):
+    with pytest.raises(ModelError) as caught:
+        await ask(model, text, at)
+    return caught.value
+
+
+# --- turns ------------------------------------------------------------------------------------------
+
+
+async def test_a_conversation_over_http(nursery):
+    """Thinking, text and tools go back as they came, and a strict endpoint takes them."""
+    engine, url = await served(nursery)
+    path = [node("user", user_text('!think hm\n!& say let me see\n!& bash {"command":"ls"}\n!say done now'))]
+    async with asking(url) as model:
+        turn = Turn("claude-sonnet-5-5", lambda _: None)
+        await model.infer(image(), Transcript.of(path, turn.model).pieces(image()), turn)
+        reply = turn.reply()
+        assert (reply.text, reply.stop_reason, reply.thinks) == ("let me see", "tool_use", True)
+        assert reply.usage.input_tokens + reply.usage.cache_creation_input_tokens > 0
+        answers = [ToolResult(ToolUseId(ask.id), "a.txt") for ask in reply.asks]
+        path += [node("assistant", reply.body, thinks=True), node("user", tool_results(answers))]
+        turn = Turn("claude-sonnet-5-5", lambda _: None)
+        await model.infer(image(), Transcript.of(path, turn.model).pieces(image()), turn)
+        assert turn.reply().text == "done now"
+    assert engine.refusals == []
+    assert reply.body in engine.requests[1].body
+    first, second = (request.body.removesuffix(image().suffix) for request in engine.requests)
+    assert second.startswith(first.removesuffix(b"]}"))
+
+
+async def test_the_script_needs_no_socket():
+    """Provider `script` runs the same code over a transport in process, without any key."""
+    async with asking(key=None) as model:
+        assert (await ask(model, "!say over here", image(provider="script"))).text == "over here"
+        assert model._web is None
+
+
+async def test_a_large_body_arrives_as_it_is():
+    """Sent in pieces, with its length, not chunked, and not encoded again."""
+    async with endpoint(replying(WHOLE)) as (url, received, _), asking(url) as model:
+        text = "x" * 3_000_000
+        await ask(model, text)
+        head, _, sent = received[0].partition(b"\r\n\r\n")
+        assert sent == b"".join(body(text))
+        assert b"transfer-encoding" not in head.lower()
+
+
+async def test_a_small_body_is_one_piece():
+    """No packet for each part of a small request."""
+    assert Pieces([b"a", b"b"]).pieces == [b"ab"]
+    assert len(Pieces([b"a" * 70_000, b"b"]).pieces) == 2
+
+
+async def test_connections_are_used_again():
+    """Turns one after another share a connection; a connection that the server closed is not used."""
+    async with endpoint(replying(WHOLE)) as (url, received, connections), asking(url) as model:
+        for _ in range(3):
+            await ask(model)
+        assert (len(received), len(connections)) == (3, 1)
+        await connections[0].aclose()
+        await trio.sleep(0.05)
+        await ask(model)
+        assert len(connections) == 2
+
+
+async def test_many_streams_at_once():
+    """There is no limit of connections; afterwards as many are kept as are worth keeping."""
+    gate = trio.Event()
+    waiting = []
+
+    async def answer(stream, request):
+        waiting.append(request)
+        if len(waiting) == 300:
+            gate.set()
+        await gate.wait()
+        await stream.send_all(WHOLE)
+
+    async with endpoint(answer) as (url, _, connections), asking(url) as model:
+        async with trio.open_nursery() as nursery:
+            for _ in range(300):
+                nursery.start_soon(ask, model)
+        pool = model._web._transport_for_url(httpx2.URL(url))
+        assert (pool.busy, pool.idle, len(connections)) == (0, 256, 300)
+
+
+async def test_a_stream_may_come_in_any_pieces():
+    """One byte a chunk, with the chunked encoding around each."""
+
+    async def answer(stream, _request):
+        await stream.send_all(HEAD + b"transfer-encoding: chunked\r\n\r\n")
+        for at in range(len(STREAM)):
+            await stream.send_all(b"1\r\n%b\r\n" % STREAM[at : at + 1])
+        await stream.send_all(b"0\r\n\r\n")
+
+    async with endpoint(answer) as (url, _, _), asking(url) as model:
+        assert (await ask(model)).text == "hi"
+
+
+# --- faults -----------------------------------------------------------------------------------------
+
+FAULTS = [
+    ("!drop", Errno.EIO, True, False, "broke"),
+    ("!truncate", Errno.EIO, True, False, "ended early"),
+    ("!error overloaded_error", Errno.EBUSY, True, True, "overloaded_error"),
+    ("!error invalid_request_error", Errno.EINVAL, False, False, "invalid_request_error"),
+    ("!html", Errno.EPROTO, False, False, "no event stream"),
+    ("!fail 400", Errno.EINVAL, False, False, "answered 400"),
+    ("!fail 401", Errno.EACCES, False, False, "answered 401"),
+    ("!fail 403", Errno.EACCES, False, False, "answered 403"),
+    ("!fail 404", Errno.ENOENT, False, False, "answered 404"),
+    ("!fail 408", Errno.ETIMEDOUT, True, False, "answered 408"),
+    ("!fail 409", Errno.EBUSY, True, False, "answered 409"),
+    ("!fail 413", Errno.E2BIG, False, False, "answered 413"),
+    ("!fail 418", Errno.EINVAL, False, False, "answered 418"),
+    ("!fail 429", Errno.EAGAIN, True, True, "answered 429"),
+    ("!fail 500", Errno.EIO, True, False, "answered 500"),
+    ("!fail 503", Errno.EIO, True, False, "answered 503"),
+    ("!fail 529", Errno.EBUSY, True, True, "answered 529"),
+]
+
+
+@pytest.mark.parametrize("provider", ["anthropic", "script"])
+@pytest.mark.parametrize(("line", "errno", "again", "shared", "said"), FAULTS)
+async def test_faults(nursery, provider, line, errno, again, shared, said):
+    """Each way to fail has its errno and its sentence, and says whether to ask again and who should wait."""
+    _, url = await served(nursery)
+    async with asking(url) as model:
+        fault = await refused(model, line, image(provider=provider))
+        assert (fault.errno, fault.again, fault.shared) == (errno, again, shared), fault.text
+        assert said in fault.text
+        assert "\n" not in fault.text
+
+
+async def test_a_refusal_names_the_request(nursery):
+    """The provider's sentence and the id of the request are in the text."""
+    engine, url = await served(nursery)
+    before, after = prefix("claude-sonnet-5-5", {"max_tokens": 1, "top_k": 3}, "", [], False)
+    odd = Image("p", "", "claude-sonnet-5-5", "anthropic", before, after)
+    async with asking(url) as model:
+        fault = await refused(model, "hello", odd)
+    assert fault.errno is Errno.EINVAL
+    assert engine.refusals[0][:40] in fault.text
+    assert "(request req_" in fault.text
+
+
+async def test_broken_tool_input_is_not_a_failed_call(nursery):
+    """The answer counts; its call is marked."""
+    _, url = await served(nursery)
+    async with asking(url) as model:
+        reply = await ask(model, "!badjson bash")
+        assert reply.asks[0].broken
+
+
+async def test_the_time_to_wait_is_read(nursery):
+    """`retry-after` gets to the scheduler."""
+    _, url = await served(nursery)
+    async with asking(url) as model:
+        assert (await refused(model, "!fail 429 retry_after=3")).retry_after == 3
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({}, None),
+        ({"retry-after": "7"}, 7),
+        ({"retry-after-ms": "250", "retry-after": "7"}, 0.25),
+        ({"retry-after": "Wed, 21 Oct 2026 07:28:00 GMT"}, 20),
+        ({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}, 0),
+        ({"retry-after": "-1"}, None),
+        ({"retry-after": "nan"}, None),
+        ({"retry-after": "inf"}, None),
+        ({"retry-after": "soon"}, None),
+    ],
+)
+def test_every_form_of_retry_after(headers, seconds):
+    """Milliseconds, seconds, dates; nonsense is none."""
+    assert retry_after(headers, 1792567660.0) == seconds
+
+
+async def test_the_server_may_say_whether_to_retry():
+    """`x-should-retry` overrules the status."""
+    for code, word, again in ((500, b"false", False), (400, b"true", True)):
+        answer = status(code, {"error": {"message": "m"}}, b"x-should-retry: " + word)
+        async with endpoint(replying(answer)) as (url, _, _), asking(url) as model:
+            assert (await refused(model)).again is again
+
+
+async def test_a_full_context():
+    """Servers say it in different words; it is E2BIG and not tried again."""
+    said = {
+        "type": "error",
+        "error": {"type": "invalid_request_error", "message": "prompt is too long: 9 > 8"},
+    }
+    async with endpoint(replying(status(400, said))) as (url, _, _), asking(url) as model:
+        fault = await refused(model)
+        assert (fault.errno, fault.again) == (Errno.E2BIG, False)
+
+
+@pytest.mark.parametrize(
+    "said", [b"<html><h1>502\nBad Gateway</h1></html>", b"", b"\xff\xfe", b'{"error":"x"}', b"[1]"]
+)
+async def test_error_bodies_of_any_shape(said):
+    """A gateway's page, nothing, garbage: one sentence all the same."""
+    async with endpoint(replying(status(502, said))) as (url, _, _), asking(url) as model:
+        fault = await refused(model)
+        assert (fault.errno, fault.again) == (Errno.EIO, True)
+        assert fault.text.startswith(f"{url} answered 502 api_error: ")
+        assert len(fault.text) < 600
+
+
+async def test_a_redirect_is_not_followed():
+    """A redirect is a failure, and nothing is sent to where it points."""
+    async with endpoint(replying(WHOLE)) as (other, received, _):
+        away = status(307, b"", b"location: " + other.encode())
+        async with endpoint(replying(away)) as (url, _, _), asking(url) as model:
+            fault = await refused(model)
+            assert (fault.errno, fault.again) == (Errno.EPROTO, False)
+            assert "redirect" in fault.text
+    assert received == []
+
+
+async def test_silence_is_noticed():
+    """Before the answer and in the middle of it."""
+
+    async def silent(_stream, _request):
+        await trio.sleep_forever()
+
+    async def halfway(stream, _request):
+        await stream.send_all(WHOLE[:200])
+        await trio.sleep_forever()
+
+    for answer in (silent, halfway):
+        async with endpoint(answer) as (url, _, _), asking(url, stall=0.1) as model:
+            fault = await refused(model)
+            assert (fault.errno, fault.again) == (Errno.ETIMEDOUT, True)
+            assert fault.text == f"no data from {url} for 0.1 s"
+
+
+async def test_an_error_body_that_stalls():
+    """The wait for an error's text has the same limit."""
+
+    async def answer(stream, _request):
+        await stream.send_all(b"HTTP/1.1 500 X\r\ncontent-length: 10\r\n\r\n{")
+        await trio.sleep_forever()
+
+    async with endpoint(answer) as (url, _, _), asking(url, stall=0.1) as model:
+        assert (await refused(model)).errno is Errno.ETIMEDOUT
+
+
+async def test_hangups():
+    """Before the answer, in its head, and in its middle: EIO, to be tried again."""
+    for data in (b"", b"HTTP/1.1 200", WHOLE[:200], b"nonsense\r\n\r\n"):
+        async with endpoint(replying(data, close=True)) as (url, _, _), asking(url) as model:
+            fault = await refused(model)
+            assert (fault.errno, fault.again) == (Errno.EIO, True), fault.text
+
+
+async def test_nobody_listens():
+    """A refused connection is EHOSTUNREACH, by the endpoint's name."""
+    async with endpoint(replying(WHOLE)) as (url, _, _):
+        pass
+    async with asking(url) as model:
+        fault = await refused(model)
+        assert (fault.errno, fault.again) == (Errno.EHOSTUNREACH, True)
+        assert url in fault.text
+
+
+@pytest.mark.parametrize("url", ["localhost:80", "ftp://host", "http://", "http://host:99999", "nonsense"])
+async def test_a_bad_base_url(url):
+    """It is refused before anything is sent, and not tried again."""
+    async with asking() as model:
+        fault = await refused(model, "hello", image(url))
+        assert (fault.errno, fault.again) == (Errno.EINVAL, False)
+        with pytest.raises(ModelError):
+            model.check(image(url))
+
+
+# --- cancellation -----------------------------------------------------------------------------------
+
+
+async def test_cancellation_leaves_the_pool_clean(nursery):
+    """Wherever a call is cancelled, its connection is closed or free, and the next call works."""
+    engine, url = await served(nursery)
+    rng = random.Random(7)
+    async with asking(url) as model:
+        await ask(model)
+        pool = model._web._transport_for_url(httpx2.URL(url))
+        for _ in range(60):
+            async with trio.open_nursery() as callers:
+                for _ in range(4):
+                    callers.start_soon(_cancelled, model, rng.random() * 0.02)
+            assert pool.busy == 0
+        assert (await ask(model, "!say still here")).text == "still here"
+        assert pool.idle <= 5
+    assert engine.refusals == []
+
+
+async def _cancelled(model, after):
+    with trio.move_on_after(after):
+        await ask(model, "!delay 0.001\n!say " + "word " * 20)
+
+
+async def test_what_was_heard_survives_a_cancellation():
+    """The caller keeps the listener: the text so far can become a message."""
+
+    async def answer(stream, _request):
+        await stream.send_all(WHOLE[: WHOLE.index(b"data: ", WHOLE.index(b'"hi"'))])
+        await trio.sleep_forever()
+
+    turn = Turn("claude-sonnet-5-5", lambda _: scope.cancel())
+    async with endpoint(answer) as (url, _, _), asking(url) as model:
+        with trio.CancelScope() as scope:
+            await model.infer(image(), body("hello"), turn)
+    assert scope.cancelled_caught
+    assert turn.partial().text == "hi"
+
+
+async def test_a_cancelled_handshake_leaks_no_socket():
+    """A TLS server that says nothing: the socket is closed when the call is cancelled."""
+
+    async def converse(stream):
+        while await stream.receive_some(100):
+            pass
+        closed.set()
+
+    closed = trio.Event()
+    async with trio.open_nursery() as nursery:
+        listeners = await nursery.start(partial(trio.serve_tcp, converse, 0, host="127.0.0.1"))
+        async with asking(f"https://127.0.0.1:{listeners[0].socket.getsockname()[1]}") as model:
+            with trio.move_on_after(0.1):
+                await ask(model)
+            with trio.fail_after(5):
+                await closed.wait()
+        with warnings.catch_warnings(action="error"):
+            gc.collect()
+        nursery.cancel_scope.cancel()
+
+
+# --- secrets ----------------------------------------------------------------------------------------
+
+
+def _headers(request):
+    lines = request.partition(b"\r\n\r\n")[0].decode().split("\r\n")[1:]
+    return {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
+
+
+async def test_the_key_goes_to_its_endpoint_alone(monkeypatch):
+    """The default endpoint gets the key; a program's own gets neither it nor anything of the environment."""
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "env-key-1")
+    monkeypatch.setenv("ANTHROPIC_AUTH_TOKEN", "env-token-2")
+    monkeypatch.setenv("ANTHROPIC_CUSTOM_HEADERS", "X-Custom: env-header-3\nAuthorization: env-header-4")
+    monkeypatch.setenv("ANTHROPIC_BASE_URL", "http://127.0.0.1:1")
+    async with endpoint(replying(WHOLE)) as (url, received, _), asking(url) as model:
+        await ask(model)
+        await ask(model, at=image(base_url=url))
+        own, other = map(_headers, received)
+        assert own["authorization"] == f"Bearer {KEY}"
+        assert "authorization" not in other
+        assert "x-api-key" not in other
+        assert b"env-" not in b"".join(received)
+        assert KEY.encode() not in received[1]
+    assert os.environ["ANTHROPIC_API_KEY"] == "env-key-1"
+
+
+async def test_the_config_pairs_keys_and_endpoints():
+    """`keys` is asked with the endpoint and the variable's name, and its answer is used."""
+    asked = []
+
+    def keys(base_url, env):
+        asked.append((base_url, env))
+        return "local-key\n"
+
+    async with endpoint(replying(WHOLE)) as (url, received, _):
+        model = Anthropic(keys, None, lambda: ScriptTransport(Engine()))
+        await ask(model, at=image(base_url=url, api_key_env="LOCAL_KEY"))
+        await model.aclose()
+    assert asked == [(url, "LOCAL_KEY")]
+    assert _headers(received[0])["authorization"] == "Bearer local-key"
+
+
+async def test_a_cookie_of_one_endpoint_stays_unsent():
+    """Ports of one host share cookies: the daemon keeps none."""
+    cookie = WHOLE.replace(b"\r\n", b"\r\nset-cookie: a=b\r\n", 1)
+    async with endpoint(replying(cookie)) as (url, received, _), asking(url) as model:
+        await ask(model)
+        await ask(model)
+        assert "cookie" not in _headers(received[1])
+
+
+async def test_extra_headers_are_sent():
+    """The program's own headers, `anthropic-beta` among them; not those that HTTP itself needs."""
+    async with endpoint(replying(WHOLE)) as (url, received, _), asking(url) as model:
+        await ask(model, at=image(headers=(("Anthropic-Beta", "x-1"), ("X-Mine", "y"))))
+        sent = _headers(received[0])
+        assert (sent["anthropic-beta"], sent["x-mine"]) == ("x-1", "y")
+        for name, value in (("Content-Length", "5"), ("X-Ä", "y"), ("X-Mine", "a\r\nHost: b")):
+            fault = await refused(model, at=image(headers=((name, value),)))
+            assert (fault.errno, fault.again) == (Errno.EINVAL, False)
+
+
+async def test_no_key_is_a_clear_refusal():
+    """Without a key for the default endpoint nothing is sent, and the text says what to do."""
+    async with asking(key=None) as model:
+        fault = await refused(model)
+        assert (fault.errno, fault.again) == (Errno.EACCES, False)
+        assert "ANTHROPIC_API_KEY" in fault.text
+        with pytest.raises(ModelError):
+            model.check(image())
+        model.check(image("http://127.0.0.1:1"))
+        model.check(image(provider="script"))
+
+
+@pytest.mark.parametrize("before", [0, 360, 375, 390])
+async def test_a_key_that_an_error_repeats_is_hidden(before):
+    """In a status's body, in an error event, at the edge where a long text is cut; in whole and in part."""
+    said = "x" * before + f" {KEY} or " + "y" * 500
+    told = {"type": "error", "error": {"type": "authentication_error", "message": said}}
+    event = b"data: " + json.dumps(told).encode() + b"\n\n"
+    stream = HEAD + b"content-length: %d\r\n\r\n" % len(event) + event
+    for answer in (status(401, told), status(401, said.encode()), stream):
+        async with endpoint(replying(answer)) as (url, _, _), asking(url) as model:
+            fault = await refused(model)
+            assert KEY[:7] not in fault.text
+            assert fault.__cause__ is None
+            assert fault.__suppress_context__
+
+
+async def test_a_password_in_the_address_is_not_shown():
+    """An endpoint is named by scheme, host and port."""
+    async with endpoint(replying(status(500, b"no"))) as (url, _, _), asking() as model:
+        fault = await refused(model, at=image(url.replace("//", "//user:hush@") + "/path"))
+        assert fault.text.startswith(url + " answered 500")
+        assert "hush" not in fault.text
+
+
+# --- the SDK ----------------------------------------------------------------------------------------
+
+
+def test_the_sdk_is_not_imported_at_start():
+    """Importing the module costs nothing of what the SDK costs."""
+    code = (
+        "import sys, llmprocd.model.anthropic; sys.exit(bool({'anthropic', 'httpx2'} & sys.modules.keys()))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+async def test_warm_makes_the_first_call_like_any_other():
+    """The SDK and the certificates are there afterwards, however many asked for it at once."""
+    async with asking() as model:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(model.warm)
+            nursery.start_soon(model.warm)
+        assert "anthropic" in sys.modules
+        assert model._web is not None
+
+
+async def test_script_time_is_virtual(autojump_clock):
+    """In process nothing waits for a thread or a socket, so a mock clock rules."""
+    importlib.import_module("anthropic")  # which is what takes a thread otherwise
+    async with asking(key=None) as model:
+        with trio.fail_after(1000):
+            reply = await ask(model, "!sleep 300\n!say late", image(provider="script"))
+        assert reply.text == "late"
+        assert 300 <= autojump_clock.current_time() < 400
+
+
+async def test_idle_connections_expire():
+    """One that has idled too long is closed when another comes back, and not used."""
+    async with endpoint(replying(WHOLE)) as (url, _, connections):
+        pool = Pool(keepalive=0.05)
+        async with httpx2.AsyncClient(transport=pool) as client:
+            await client.post(url)
+            await trio.sleep(0.1)
+            await client.post(url)
+        assert (len(connections), pool.busy, pool.idle) == (2, 0, 0)
