@@ -42,7 +42,7 @@ def parse(argv: list[str]) -> "tuple[dict[str, Any], str, dict[str, Any]] | None
 def _options(
     words: list[str], options: tuple[table.Option, ...], operands: list[str], *, leading: bool = False
 ) -> "dict[str, Any]":
-    """The values of options, taken from `words`; what is no option is an operand, or ends a `leading` part."""
+    """The values of options, out of `words`; what is no option is an operand, or ends what is `leading`."""
     known = {name: option for option in options for name in option.names}
     values: dict[str, Any] = {option.dest: option.default for option in options}
     while words:

@@ -27,6 +27,10 @@ class UnreachableError(Exception):
     """No daemon answers at this socket, or it went away."""
 
 
+class LostError(UnreachableError):
+    """The connection broke: what was asked for may have happened or not."""
+
+
 class RefusedError(Exception):
     """The daemon's errno and sentence."""
 
@@ -74,6 +78,10 @@ class Client:
         """Whether `take` would not wait."""
         return msgid in self._done
 
+    def tell(self, method: str, **params: "Any") -> None:
+        """Ask, and do not care for the result."""
+        self._dropped.add(self.send(method, **params))
+
     def drop(self, msgid: int) -> None:
         """Cancel a request that waits, and forget about its result."""
         if self._done.pop(msgid, None) is None:
@@ -113,15 +121,15 @@ class Client:
             while view:
                 view = view[self.sock.send(view, _socket.MSG_NOSIGNAL) :]
         except OSError as exc:
-            raise UnreachableError(f"the daemon at {self.path} went away: {exc.strerror}") from exc
+            raise LostError(f"the daemon at {self.path} went away: {exc.strerror}") from exc
 
     def _read(self) -> None:
         try:
             chunk = self.sock.recv(_CHUNK)
         except OSError as exc:
-            raise UnreachableError(f"the daemon at {self.path} went away: {exc.strerror}") from exc
+            raise LostError(f"the daemon at {self.path} went away: {exc.strerror}") from exc
         if not chunk:
-            raise UnreachableError(f"the daemon at {self.path} went away")
+            raise LostError(f"the daemon at {self.path} went away")
         self._buf += chunk
         try:
             self._decode()
@@ -148,9 +156,9 @@ class Client:
 
     def _hear(self, frame: "Any") -> None:
         """Keep a response. Nothing else is asked for, so anything else is somebody else's mistake."""
-        if type(frame) is not list or not frame:
+        response = as_list(frame)
+        if not response:
             raise ValueError("a frame is no array")
-        response: list[Any] = frame
         if response[0] == 1 and len(response) == 4:
             msgid = response[1]
             if msgid in self._dropped:
@@ -178,12 +186,16 @@ def connect(path: str) -> _socket.socket:
 
 def refused(error: "Any") -> RefusedError:
     """The exception that an error object on the wire is."""
-    parts: list[Any] = error if type(error) is list and len(error) > 1 else [0, error]
-    errno, text = int(parts[0]), str(parts[1])
+    errno, text = (int(error[0]), str(error[1])) if len(as_list(error)) > 1 else (0, str(error))
     name, colon, sentence = text.partition(": ")
     if not colon or not name.isalnum() or not name.isupper():
         name, sentence = "", text
     return RefusedError(errno, name, sentence)
+
+
+def as_list(value: "Any") -> "list[Any]":
+    """A value that is an array; none for anything else."""
+    return value if type(value) is list else []  # pyright: ignore[reportUnknownVariableType]
 
 
 def _connect_long(sock: _socket.socket, path: str) -> None:

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
 
 DEFAULT = "pid,ppid,stat,program,turn,ctx,in,out,cache,cost,time,wchan"
 
-_now = time.time()
-
 
 def ps(
     session: Session,
@@ -140,7 +138,7 @@ def _cache(row: "Row") -> float | None:
 
 def _elapsed(row: "Row") -> float | None:
     began = row.get("started")
-    return (row.get("ended") or _now) - began if began else None
+    return (row.get("ended") or time.time()) - began if began else None
 
 
 def _field(name: str) -> "Callable[[Row], Any]":

@@ -1,7 +1,7 @@
 """Tables, trees and text for people.
 
-Law: what a model wrote cannot move the cursor, colour the screen or turn the direction of writing: on a terminal its
-control characters are shown, not obeyed; in a table they always are.
+Law: what a model wrote cannot move the cursor, colour the screen or turn the direction of writing: on a
+terminal its control characters are shown, not obeyed; in a table they always are.
 Law: no colour and no cut where stdout is no terminal.
 """
 
@@ -64,7 +64,7 @@ def put_table(rows: "Sequence[Sequence[str]]", headers: "Sequence[str]", right: 
 
 
 def shown(text: str) -> str:
-    """Text of many lines, for a terminal: control characters but tab and newline are shown as `\\x1b`."""
+    """Text of many lines, for a terminal: control characters but tab and newline are shown as escapes."""
     return text.translate(_controls())
 
 
@@ -121,8 +121,10 @@ def forest(parents: "dict[int, int]") -> "list[tuple[int, str]]":
         node, before, below = stack.pop()
         drawn.append((node, before))
         kids = children.get(node, [])
-        for i in range(len(kids) - 1, -1, -1):
-            stack.append((kids[i], f"{below} \\_ ", below + (" |  " if i < len(kids) - 1 else "    ")))
+        last = len(kids) - 1
+        stack.extend(
+            (kids[i], f"{below} \\_ ", below + (" |  " if i < last else "    ")) for i in range(last, -1, -1)
+        )
     return drawn
 
 

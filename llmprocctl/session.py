@@ -109,27 +109,28 @@ class Session:
         living = [row for row in rows if row["status"] is None]
         return (living or rows)[-1]["pid"]
 
-    def pids(self, words: "Iterable[str]") -> dict[str, int]:
+    def pids(self, words: "Iterable[str]", prefix: str = "") -> dict[str, int]:
         """The processes of several words; those that there are not are complained of."""
         found: dict[str, int] = {}
         for word in words:
             try:
                 found[word] = self.pid(word)
             except RefusedError as error:
-                self.fault(word, error)
+                self.fault(prefix + word, error)
         return found
 
-    def each(self, words: "Iterable[str]", send: "Callable[[int], int]") -> int:
+    def each(self, words: "Iterable[str]", send: "Callable[[int], int]", prefix: str = "") -> int:
         """Send one request for each process; all are tried.
 
         Args:
             words: the operands.
             send: sends the request for a pid.
+            prefix: what stood before each operand.
 
         Returns:
             The exit status.
         """
-        targets = list(self.pids(words).items())
+        targets = list(self.pids(words, prefix).items())
         while targets:
             asked = [(word, send(pid)) for word, pid in targets[:_BATCH]]
             del targets[:_BATCH]
@@ -137,7 +138,7 @@ class Session:
                 try:
                     self.client.take(msgid)
                 except RefusedError as error:
-                    self.fault(word, error)
+                    self.fault(prefix + word, error)
         return self.status
 
 
@@ -176,9 +177,14 @@ def run(settings: "dict[str, Any]", name: str, values: "dict[str, Any]") -> int:
 
 
 def complain(text: str) -> None:
+    """Tell the person what is wrong."""
+    tell(f"llmprocctl: {text}")
+
+
+def tell(line: str) -> None:
     """A line on stderr, if there is one."""
     if sys.stderr is not None:  # pyright: ignore[reportUnnecessaryComparison] - `2>&-`
-        sys.stderr.write(f"llmprocctl: {text}\n")
+        sys.stderr.write(f"{line}\n")
 
 
 def _host_path(url: str) -> str:

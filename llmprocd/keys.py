@@ -48,6 +48,6 @@ def credential(environ: Mapping[str, str], name: str) -> str:
 
 
 def close_process() -> None:
-    """No core dumps, and no look into this process for others of the same user (prctl(2), PR_SET_DUMPABLE)."""
+    """No core dumps, and no look in for others of the same user (prctl(2), PR_SET_DUMPABLE)."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
+    ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)

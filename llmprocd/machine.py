@@ -174,12 +174,20 @@ class Machine:
         """The supervisor: a task for each process that has a step to run."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
+            self._close_files()
             task_status.started()
             for pid in list(self.kernel.procs):
                 proc = self.kernel.procs[pid]
                 if proc.live:
                     self._react(proc)
             await trio.sleep_forever()
+
+    def _close_files(self) -> None:
+        """Files that an earlier life's commands were writing to grow no more."""
+        k = self.begin()
+        for file in [file for file in k.files.values() if file.disk and not file.complete]:
+            k.put_file(msgspec.structs.replace(file, size=self.pager.size(file), complete=True))
+        self.commit("boot")
 
     def _react(self, proc: Proc) -> None:
         pid = proc.pid

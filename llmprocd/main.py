@@ -18,7 +18,7 @@ import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import trio
@@ -85,8 +85,8 @@ def _is_journal() -> bool:
 
 def _locked(options: argparse.Namespace, settings: Config, known: Mapping[str, str]) -> int:
     """Be the only daemon of this socket and of this state directory; then run."""
-    path = os.path.abspath(options.socket) if options.socket else paths.socket_path(os.environ, os.getuid())
-    state = os.path.abspath(options.state_dir or paths.state_dir(os.environ, os.getuid()))
+    path = str(Path(options.socket or paths.socket_path(os.environ, os.getuid())).absolute())
+    state = str(Path(options.state_dir or paths.state_dir(os.environ, os.getuid())).absolute())
     Path(state).mkdir(mode=0o700, parents=True, exist_ok=True)
     os.environ["LLMPROC_SOCKET"] = path
     notifier = systemd.Notifier(os.environ)
@@ -97,7 +97,7 @@ def _locked(options: argparse.Namespace, settings: Config, known: Mapping[str, s
     _many_files()
     store = Store(state)
     listener = socket.socket(fileno=handed[0]) if handed else listen.bind(path)
-    inode = 0 if handed else os.stat(path).st_ino
+    inode = 0 if handed else Path(path).stat().st_ino
     daemon = Daemon(settings, options.config, known, store, spawner, path, state, notifier)
     try:
         return trio.run(daemon.run, listener)
@@ -139,7 +139,8 @@ class Daemon:
         self.engine = script.Engine()
         url = os.environ.get("ANTHROPIC_BASE_URL") or None
         self.model = Anthropic(self.key, url, self._script, settings.stall_s)
-        self.machine = Machine(Kernel(store.load()), store, settings, self.model, spawner, task.live, self.image)
+        kernel = Kernel(store.load())
+        self.machine = Machine(kernel, store, settings, self.model, spawner, task.live, self.image)
         self.machine.identify(path, state, secrets.token_hex(8), self)
 
     def key(self, base_url: str, variable: str) -> str | None:
@@ -241,7 +242,7 @@ class Daemon:
                 try:
                     self.reload()
                 except KernelError as error:
-                    _log.error("config not reloaded: %s", error.text)  # noqa: TRY400  # it is a user's mistake
+                    _log.warning("config not reloaded: %s", error.text)
 
     async def _watchdog(self) -> None:
         """Feed the watchdog from this loop: one that hangs shall miss it."""
@@ -255,8 +256,9 @@ class Daemon:
             await trio.sleep(interval)
 
 
-def _leaves(group: BaseExceptionGroup[Any]) -> list[BaseException]:
+def _leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
     found: list[BaseException] = []
     for error in group.exceptions:
-        found.extend(_leaves(error) if isinstance(error, BaseExceptionGroup) else [error])
+        inner = cast("BaseExceptionGroup[BaseException]", error)
+        found.extend(_leaves(inner) if isinstance(error, BaseExceptionGroup) else [error])
     return found

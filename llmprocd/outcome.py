@@ -65,7 +65,7 @@ async def shape(m: Machine, image: Image, answer: Output, source: str) -> Shaped
 
 async def _spooled(m: Machine, paging: Paging, answer: Output, source: str) -> Shaped:
     number = FileId(m.kernel.take("file"))
-    size = Path(answer.spool).stat().st_size
+    size = (await trio.Path(answer.spool).stat()).st_size
     await m.store.adopt(answer.spool, number)
     record = File(number, size, complete=True, origin=source, disk=True)
     view = await m.pager.view(record, paging.default_page_size)
@@ -74,9 +74,7 @@ async def _spooled(m: Machine, paging: Paging, answer: Output, source: str) -> S
         text = await m.pager.between(view, 0, view.pages.bytes[-1])
         return Shaped(text=text, is_error=answer.is_error)
     preview = await m.pager.read_pages(view, 1, 1)
-    record = msgspec.structs.replace(
-        record, chars=view.pages.total_chars, lines=view.pages.total_lines
-    )
+    record = msgspec.structs.replace(record, chars=view.pages.total_chars, lines=view.pages.total_lines)
     return Shaped("", answer.is_error, record, b"", view.pages, preview, source, direct)
 
 
@@ -114,8 +112,8 @@ def watch(m: Machine, pid: Pid, shaped: Shaped) -> None:
 async def _complete(m: Machine, pid: Pid, started: Output, record: File) -> None:
     path = m.store.disk_path(record.id)
     status = await shell.see_out(msgspec.structs.replace(started, spool=path))
+    size = (await trio.Path(path).stat()).st_size
     k = m.begin()
-    size = Path(path).stat().st_size
     k.put_file(msgspec.structs.replace(record, size=size, complete=True))
     k.emit("tool_end", pid, tool=record.origin, file=record.id, status=status)
     m.commit("background_ended")

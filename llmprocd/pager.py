@@ -1,9 +1,9 @@
-"""Reading descriptors the way a model does: by page, line or character, and by pattern.
+r"""Reading descriptors the way a model does: by page, line or character, and by pattern.
 
 Contents live on disk; what is kept in memory is where pages begin. Everything over 256 KiB is decoded and
 counted in a thread, so that no output, however large, holds the others up.
 
-A text view is UTF-8. Where a file is not, its view is made once and kept beside it (`ID.shown`), with `\\xNN`
+A text view is UTF-8. Where a file is not, its view is made once and kept beside it (`ID.shown`), with `\xNN`
 for each byte that is not, so that offsets into the view are plain byte offsets too.
 """
 

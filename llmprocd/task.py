@@ -8,7 +8,6 @@ but the first lines of `run_tools`.
 
 import random
 from collections.abc import Sequence
-from typing import assert_never
 
 import msgspec
 import trio
@@ -60,8 +59,6 @@ async def execute(m: Machine, p: Proc, todo: step.Step) -> None:
             m.commit("exit")
         case step.Sleep():
             pass
-        case other:
-            assert_never(other)
 
 
 # --- the model --------------------------------------------------------------------------------------
@@ -377,5 +374,3 @@ def leave(m: Machine, p: Proc, node: Node, calls: Sequence[ToolUse]) -> None:
     k.put(proc.end_run(k, msgspec.structs.replace(now, run=run), "exit", verdict=args.status, rest=True))
     proc.exit_(k, now.pid, args.status, farewell=args.message, reason="exit")
     m.commit("exit_tool")
-
-

@@ -96,7 +96,7 @@ async def _preloaded(p: Proc, args: trap.SpawnTool) -> str:
 def _spawn(m: Machine, p: Proc, call: ToolUseId, args: trap.SpawnTool, image: Image, prompt: str) -> Pid:
     k = m.begin()
     now = proc.require_live(k, p.pid)
-    handed = {files.number(fd): files.lookup(k, now, fd) for fd in args.fds}
+    handed = {files.number(fd): files.lookup(now, fd) for fd in args.fds}
     birth = Birth(
         image=k.put_image(image),
         ppid=p.pid,
@@ -270,7 +270,7 @@ async def opened(m: Machine, p: Proc, operand: str) -> File:
     now = m.kernel.proc(p.pid)
     if owner is not None and owner != p.pid:
         now = access.require_below(m.kernel, owner, p.pid)
-    return files.file(m.kernel, now, files.lookup(m.kernel, now, name))
+    return files.file(m.kernel, now, files.lookup(now, name))
 
 
 class Selected(msgspec.Struct):
@@ -404,17 +404,25 @@ async def _extracted(m: Machine, p: Proc, args: trap.ReadFd, text: str) -> Outpu
 
 
 async def grep(m: Machine, p: Proc, file: File, pattern: str) -> str:
-    """The lines of a file that match, numbered, as a process of its own finds them."""
-    path = m.store.disk_path(file.id)
+    """The lines of a file that match, each as `number:text`, found by a process of its own."""
     if file.disk:
-        return await fs.grep_file(context(m, p), pattern, path)
+        return await _grep(m, p, m.store.disk_path(file.id), pattern)
     spool = m.store.spool()
     data = await m.store.read(file, 0, m.pager.size(file))
-    await trio.to_thread.run_sync(partial(Path(spool).write_bytes, data))
     try:
-        return await fs.grep_file(context(m, p), pattern, spool)
+        await trio.to_thread.run_sync(partial(Path(spool).write_bytes, data))
+        return await _grep(m, p, spool, pattern)
     finally:
-        Path(spool).unlink(missing_ok=True)
+        await trio.Path(spool).unlink(missing_ok=True)
+
+
+async def _grep(m: Machine, p: Proc, path: str, pattern: str) -> str:
+    answer = await fs.grep(context(m, p), pattern=pattern, path=path)
+    text = answer.text
+    if answer.spool:
+        text = files.shown(await trio.Path(answer.spool).read_bytes())
+        await trio.Path(answer.spool).unlink()
+    return "".join(line.removeprefix(f"{path}:") for line in text.splitlines(keepends=True))
 
 
 async def fd_to_file(m: Machine, p: Proc, call: ToolUse) -> Output:

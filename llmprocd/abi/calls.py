@@ -558,7 +558,8 @@ class ProgList(Call[ProgramTable], kw_only=True, frozen=True):
 
 CALLS: tuple[type[Call[Any]], ...] = (
     Hello, Api, GetStatus, Reload, Stop,
-    Spawn, RunProc, List, Get, SignalProc, Wait, Send, Fork, Goto, Exec, Limits, Renice, Rename, Remove, History,
+    Spawn, RunProc, List, Get, SignalProc, Wait, Send, Fork, Goto, Exec, Limits, Renice, Rename, Remove,
+    History,
     FdList, FdStat, FdRead, FdWrite,
     EventsRead, Subscribe, Unsubscribe,
     ProgList, ProgCheck,

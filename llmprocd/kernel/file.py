@@ -21,7 +21,7 @@ from llmprocd.kernel.state import File, Kernel, Proc, stdio
 
 
 def shown(data: bytes) -> str:
-    """Bytes as a model reads them: UTF-8, and `\\xNN` for what is not."""
+    r"""Bytes as a model reads them: UTF-8, and `\xNN` for what is not."""
     return data.decode(errors="backslashreplace")
 
 
@@ -136,7 +136,9 @@ def frame(name: str, pairs: Mapping[str, object], body: str) -> str:
     return f"<{name}{attributes(pairs)}>\n{body}\n</{name}>"
 
 
-def result_frame(fd: int, pages: Pages, preview: str, source: str, message: str, *, complete: bool = True) -> str:
+def result_frame(
+    fd: int, pages: Pages, preview: str, source: str, message: str, *, complete: bool = True
+) -> str:
     """What a model reads in place of an output that became a file."""
     inner = tag("preview", preview)
     outer = tag("fd_result", preview)
@@ -194,7 +196,7 @@ def number(text: str) -> int:
     return int(digits)
 
 
-def lookup(k: Kernel, p: Proc, name: str | int) -> FileId:
+def lookup(p: Proc, name: str | int) -> FileId:
     """The file behind `3`, `fd:3` or `ref:name`; EBADF."""
     text = str(name)
     if text.startswith("ref:"):
@@ -230,7 +232,7 @@ def operand(text: str) -> tuple[Pid | None, str]:
     owner, slash, name = text.rpartition("/")
     if not slash or text.startswith("ref:"):
         return None, text
-    if not owner.isdigit():
+    if not (owner.isascii() and owner.isdigit() and len(owner) < 19):
         raise KernelError(Errno.EBADF, f"{text!r}: {owner!r} is no pid")
     return Pid(int(owner)), name
 
@@ -251,5 +253,3 @@ def references(text: str) -> dict[str, str]:
         else:
             position = start + 9
     return found
-
-

@@ -87,8 +87,9 @@ def spawn(k: Kernel, birth: Birth) -> Proc:
     """Make a process.
 
     Raises EINVAL for a blank prompt or a bad name, EEXIST for a name that is taken, EAGAIN when the tree
-    is too deep.
+    is too deep, ESRCH when the parent has ended.
     """
+    ceiling = Access.ADMIN if birth.ppid == INIT else require_live(k, birth.ppid).access
     check_name(k, birth.name)
     if birth.prompt is not None:
         check_text(birth.prompt, "prompt")
@@ -105,7 +106,7 @@ def spawn(k: Kernel, birth: Birth) -> Proc:
         cwd=birth.cwd,
         env=birth.env,
         image=birth.image,
-        access=birth.access,
+        access=min(birth.access, ceiling),
         nice=birth.nice,
         began=k.now,
         fds=birth.fds,
@@ -233,6 +234,8 @@ def land(k: Kernel, p: Proc, reply: Reply, begun: tuple[ToolUseId, ...] = ()) ->
     the run ends with that stop reason. An empty answer is not stored.
     """
     p = _account(k, p, reply)
+    if len({ask.id for ask in reply.asks}) < len(reply.asks):
+        return fail(k, p, "EPROTO: the model gave two of its calls the same id")
     if not reply.body:
         return k.put(_over(end_run(k, p, reply.stop_reason or "end_turn", rest=True)))
     node = _assistant(k, p, reply)
@@ -240,7 +243,11 @@ def land(k: Kernel, p: Proc, reply: Reply, begun: tuple[ToolUseId, ...] = ()) ->
     if reply.asks and reply.stop_reason == "tool_use" and p.last_turn is not LastTurn.ASKED:
         return k.put(p if p.stopped else replace(p, begun=begun))
     if reply.asks:
-        why = LAST_TURN if p.last_turn is LastTurn.ASKED else f"Not run: the answer ended with {reply.stop_reason}."
+        why = (
+            LAST_TURN
+            if p.last_turn is LastTurn.ASKED
+            else f"Not run: the answer ended with {reply.stop_reason}."
+        )
         p = p.moved(answer(k, p, node, why))
         return k.put(_over(end_run(k, p, reply.stop_reason, rest=True)))
     if p.at is At.PAUSE:
@@ -397,9 +404,7 @@ def _listed(pids: Sequence[Pid]) -> str:
     return ", ".join(map(str, pids))
 
 
-def _fork_child(
-    k: Kernel, p: Proc, node: Node, pid: Pid, prompt: str, results: Sequence[ToolResult]
-) -> None:
+def _fork_child(k: Kernel, p: Proc, node: Node, pid: Pid, prompt: str, results: Sequence[ToolResult]) -> None:
     image = k.image(p)
     said = answer(k, p, node, NOT_YOURS, said=prompt, marked=image.offers("goto"), results=results)
     child = begin_run(k, _copied(k, p, pid, ppid=p.pid).moved(said))
@@ -445,7 +450,8 @@ def fork(
     """Children made by a user, standing where the process stands, or on the settled message `at`.
 
     Each gets its prompt as next message; without prompts one child rests with fd 0 open. An ended process
-    can be forked: that is how one resumes it. Raises ESRCH, EBUSY, EINVAL, EAGAIN.
+    can be forked: that is how one resumes it. `birth` is the process whose tool asked for it: theirs is the
+    subtree then, and the ceiling of children that a model makes. Raises ESRCH, EBUSY, EINVAL, EAGAIN.
     """
     p = k.proc(pid)
     settled(p, at, Errno.EBUSY)
@@ -453,17 +459,26 @@ def fork(
         raise KernelError(Errno.EBUSY, f"process {p.label} is running tools; fork it at an earlier message")
     for prompt in prompts:
         check_text(prompt, "prompts")
-    if depth(k, p.pid) >= MAX_DEPTH:
+    if birth is not None:
+        require_live(k, birth)
+    if depth(k, birth or p.pid) >= MAX_DEPTH:
         raise KernelError(Errno.EAGAIN, f"processes are nested {MAX_DEPTH} deep already")
-    return [_fork_user(k, p, prompt, at, birth or p.pid) for prompt in prompts or [""]]
+    return [_fork_user(k, p, prompt, at, birth) for prompt in prompts or [""]]
 
 
-def _fork_user(k: Kernel, p: Proc, prompt: str, at: Node | None, birth: Pid) -> Proc:
-    child = _copied(k, p, Pid(k.take("pid")), ppid=birth if k.proc(birth).live else INIT)
+def _fork_user(k: Kernel, p: Proc, prompt: str, at: Node | None, birth: Pid | None) -> Proc:
+    parent = p if birth is None else k.proc(birth)
+    level = p.access if birth is None else min(p.access, access.child(parent, k.image(parent)))
+    child = _copied(k, p, Pid(k.take("pid")), ppid=parent.pid if parent.live else INIT)
     if at is not None:
         child = child.moved(at)
-    rest = child.head is not None
-    child = replace(child, birth=birth, rest=rest, input_open=not prompt or p.input_open)
+    child = replace(
+        child,
+        birth=parent.pid,
+        access=level,
+        rest=child.head is not None,
+        input_open=not prompt or p.input_open,
+    )
     k.emit("fork", child.pid, ppid=p.pid, head=child.head and f"m{child.head}", prompt=prompt)
     return k.put(_mail(k, child, prompt) if prompt else child)
 
@@ -502,7 +517,9 @@ def _moved_away(k: Kernel, p: Proc, node: Node) -> Proc:
     if step.running(p):
         p = end_run(k, p, "goto")
     tips = p.tips if p.head is None or p.head in p.tips else (*p.tips, p.head)
-    return replace(p.moved(node), rest=True, tips=tips, epoch=p.epoch + 1, verdict=0)
+    told = LastTurn.DUE if p.last_turn is LastTurn.ASKED else p.last_turn  # what it was told is left behind
+    p = replace(p.moved(node), rest=True, tips=tips, last_turn=told)
+    return replace(p, epoch=p.epoch + 1, verdict=0, reason="")
 
 
 def goto_model(k: Kernel, p: Proc, node: Node, framed: str) -> Proc:
@@ -535,10 +552,13 @@ def reload(k: Kernel, pid: int, image: Image) -> Proc:
 
 def settle(k: Kernel, p: Proc, node: Node | None, partial: Reply | None, why: str) -> Proc:
     """Leave no call unanswered: streamed text is kept, calls without a result get an error."""
-    if p.at is At.ASKS and node is not None:
+    if p.at is At.ASKS:
+        assert node is not None, f"process {p.pid} runs tools: m{p.head} is needed to end that"
+        assert node.id == p.head, f"m{node.id} is not the head of process {p.pid}"
         return p.moved(answer(k, p, node, why))
     if partial is None or not partial.body or not step.running(p):
         return p
+    p = _account(k, p, partial)
     said = _assistant(k, p, partial)
     p = _said(k, p.moved(said), partial.text, said)
     return p.moved(answer(k, p, said, why)) if partial.asks else p
@@ -552,7 +572,9 @@ def interrupt(k: Kernel, pid: int, node: Node | None, partial: Reply | None, *, 
     p = require_live(k, pid)
     if not step.running(p):
         return p
-    p = settle(k, p, node, partial, "Interrupted: this call was cut off by a signal and may have taken effect.")
+    p = settle(
+        k, p, node, partial, "Interrupted: this call was cut off by a signal and may have taken effect."
+    )
     p = end_run(k, p, "interrupted", verdict=verdict, reason="interrupted", rest=True)
     return k.put(replace(p, epoch=p.epoch + 1))
 
@@ -621,5 +643,3 @@ def rename(k: Kernel, pid: int, name: str) -> None:
 
 def limit_wall(k: Kernel, pid: int, wall: Limit) -> None:
     k.put(replace(require_live(k, pid), wall=wall))
-
-

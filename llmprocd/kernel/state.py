@@ -13,7 +13,7 @@ two cannot disagree; both are set by `Proc.moved` and nowhere else.
 from collections.abc import Iterable, Mapping
 from copy import copy
 from enum import Enum
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
@@ -384,7 +384,8 @@ class Kernel:
         self.families = dict(saved.families)
         self.requests = {(request.uid, request.id): request for request in saved.requests}
         self.procs: dict[Pid, Proc] = {}
-        self.names: dict[str, Pid] = {}
+        self.names: dict[str, Pid] = {}  # who answers to a name: the living one, else the youngest
+        self._namesakes: dict[str, dict[Pid, None]] = {}
         self.children: dict[Pid, dict[Pid, None]] = {}
         self.born: dict[Pid, dict[Pid, None]] = {}
         self.change = Change()
@@ -408,7 +409,7 @@ class Kernel:
         """Replace a process, or add it."""
         old = self.procs.get(proc.pid)
         self.living += proc.live - (old is not None and old.live)
-        if old is not None and (old.ppid != proc.ppid or old.name != proc.name):
+        if old is not None and (old.ppid, old.birth, old.name) != (proc.ppid, proc.birth, proc.name):
             self._unindex(old)
         self._index(proc)
         self._dirty().procs[proc.pid] = proc
@@ -498,10 +499,37 @@ class Kernel:
         self.children.setdefault(proc.ppid, {})[proc.pid] = None
         self.born.setdefault(proc.birth, {})[proc.pid] = None
         if proc.name:
-            self.names[proc.name] = proc.pid
+            self._namesakes.setdefault(proc.name, {})[proc.pid] = None
+            holder = self.names.get(proc.name)
+            if holder is None or self._claim(proc.pid) > self._claim(holder):
+                self.names[proc.name] = proc.pid
+            elif holder == proc.pid and not proc.live:
+                self._choose(proc.name)
 
     def _unindex(self, proc: Proc) -> None:
-        self.children.get(proc.ppid, {}).pop(proc.pid, None)
-        self.born.get(proc.birth, {}).pop(proc.pid, None)
-        if self.names.get(proc.name) == proc.pid:
-            del self.names[proc.name]
+        _take_out(self.children, proc.ppid, proc.pid)
+        _take_out(self.born, proc.birth, proc.pid)
+        if proc.name:
+            _take_out(self._namesakes, proc.name, proc.pid)
+            self._choose(proc.name)
+
+    def _claim(self, pid: Pid) -> tuple[bool, Pid]:
+        return self.procs[pid].live, pid
+
+    def _choose(self, name: str) -> None:
+        """Say anew who answers to a name."""
+        namesakes = self._namesakes.get(name)
+        if namesakes:
+            self.names[name] = max(namesakes, key=self._claim)
+        else:
+            self.names.pop(name, None)
+
+
+_Key = TypeVar("_Key")
+
+
+def _take_out(index: dict[_Key, dict[Pid, None]], key: _Key, pid: Pid) -> None:
+    """Take a process out of an index; nothing is kept for a key that has none."""
+    index[key].pop(pid)
+    if not index[key]:
+        del index[key]

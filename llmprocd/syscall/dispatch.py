@@ -4,8 +4,8 @@ A plain handler takes effect and is answered at once; an `async def` one waits. 
 commit there was, so that it leaves when everything it may have seen is on disk.
 """
 
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, cast
 
 import msgspec
 
@@ -110,9 +110,9 @@ class Door:
         if found is None:
             raise KernelError(Errno.ENOSYS, f"no such method: {method}")
         decoder, handler = found
-        result = handler(self._machine, caller, _decoded(decoder, params))
-        if isinstance(result, Awaitable):
-            return self._later(result)
+        result: object = handler(self._machine, caller, _decoded(decoder, params))
+        if isinstance(result, Coroutine):
+            return self._later(cast("Coroutine[Any, Any, object]", result))
         return Answer(result, self._machine.ticket)
 
     async def _later(self, result: Awaitable[object]) -> Answer:
@@ -132,4 +132,13 @@ def _decoded(decoder: msgspec.msgpack.Decoder[Any], params: bytes) -> Any:
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         text, _, path = str(error).partition(" - at `$")
         where = path.rstrip("`").lstrip(".")
+        for theirs, ours in _WORDS:
+            text = text.replace(theirs, ours)
         raise KernelError(Errno.EINVAL, f"{where}: {text}" if where else text, path=where) from None
+
+
+_WORDS = (
+    ("Object contains unknown field", "unknown argument"),
+    ("Object missing required field", "missing argument"),
+    ("Expected `", "must be `"),
+)

@@ -20,7 +20,9 @@ AT_ONCE = 1000
 
 def due(m: Machine) -> list[Pid]:
     """Ended processes that are too old, or too many: the oldest first."""
-    ended = sorted((p for p in m.kernel.procs.values() if not p.live and _may_go(m, p)), key=lambda p: p.ended)
+    ended = sorted(
+        (p for p in m.kernel.procs.values() if not p.live and _may_go(m, p)), key=lambda p: p.ended
+    )
     before = m.begin().now - m.config.keep_days * 86_400
     extra = max(0, len(ended) - m.config.keep_ended)
     return [p.pid for number, p in enumerate(ended) if number < extra or p.ended < before]

@@ -21,7 +21,8 @@ async def ring(m: Machine, pid: Pid, which: str) -> None:
     if p is None or not p.live:
         return
     if node is None and p.at is At.ASKS:
-        return await ring(m, pid, which)
+        await ring(m, pid, which)
+        return
     bound = p.wall.soft if which == "soft" else p.wall.hard
     k.emit("limit", pid, resource="wall", which=which, seconds=bound)
     if which == "soft":
@@ -30,4 +31,3 @@ async def ring(m: Machine, pid: Pid, which: str) -> None:
         proc.interrupt(k, pid, node, m.partial(pid), verdict=WALL)
         proc.exit_(k, pid, WALL, reason=f"wall-clock limit of {bound:g} s")
     m.commit("wall")
-    return None

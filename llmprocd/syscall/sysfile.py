@@ -44,7 +44,7 @@ def table(m: Machine, p: Proc) -> list[calls.FdInfo]:
 
 def row(m: Machine, p: Proc, name: int | str) -> calls.FdInfo:
     """One descriptor."""
-    file = files.file(m.kernel, p, files.lookup(m.kernel, p, name))
+    file = files.file(m.kernel, p, files.lookup(p, name))
     output = file.id < 0
     return calls.FdInfo(
         pid=p.pid,
@@ -72,7 +72,7 @@ def opened(m: Machine, pid: int, name: int | str) -> File:
     if str(name) in {"0", "fd:0"}:
         raise KernelError(Errno.EBADF, "fd 0 is a mailbox: it can be written, not read")
     p = m.kernel.proc(pid)
-    return files.file(m.kernel, p, files.lookup(m.kernel, p, name))
+    return files.file(m.kernel, p, files.lookup(p, name))
 
 
 async def sys_fd_read(m: Machine, caller: Caller, call: calls.FdRead) -> calls.Data:
@@ -120,19 +120,24 @@ async def _part(m: Machine, call: calls.FdRead, file: File) -> calls.Data:
         text = await m.pager.read_lines(view, line, call.lines)
         offset = 0
     data = text.encode()
-    last = call.page == pages.count if call.page is not None else (call.line or 1) + call.lines > pages.total_lines
+    last = (
+        call.page == pages.count
+        if call.page is not None
+        else (call.line or 1) + call.lines > pages.total_lines
+    )
     return calls.Data(
         offset, data, pages.bytes[-1], last and file.complete, call.page, pages.count, pages.total_lines
     )
 
 
 async def _grep(m: Machine, call: calls.FdRead, file: File) -> calls.Data:
-    """The lines that match, as `grep -n` prints them."""
+    """The lines that match."""
     try:
-        text = await usertrap.grep(m, m.kernel.proc(call.pid), file, call.grep or "")
+        found = await usertrap.grep(m, m.kernel.proc(call.pid), file, call.grep or "")
     except ToolError as error:
         raise KernelError(Errno.EINVAL, f"grep: {error}") from None
-    data = text.encode()
+    lines = [line.partition(":")[2] for line in found.splitlines(keepends=True)]
+    data = "".join(lines).encode()
     return calls.Data(0, data, len(data), eof=True)
 
 

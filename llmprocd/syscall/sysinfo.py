@@ -1,7 +1,7 @@
 """The daemon itself: hello, the method table, status, events, programs."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 import trio
@@ -156,7 +156,7 @@ async def _push(
         m.console.readers -= 1
 
 
-async def _pushed(m: Machine, caller: Caller, method: str, params: dict[str, object]) -> None:
+async def _pushed(m: Machine, caller: Caller, method: str, params: Mapping[str, object]) -> None:
     while not caller.push.notify(method, params, m.store.durable):
         await caller.push.writable()
 
@@ -183,5 +183,3 @@ def sys_prog_check(m: Machine, caller: Caller, call: calls.ProgCheck) -> calls.C
     """Every fault of a program file."""
     require(m.kernel, caller, Access.READ)
     return m.check(call.path, call.cwd or "/")
-
-

@@ -117,7 +117,7 @@ def _handed(k: Kernel, parent: Proc | None, names: Sequence[str]) -> dict[int, F
         number = files.number(fd)
         if number in handed:
             raise KernelError(Errno.EINVAL, f"fds: fd:{number} is named twice")
-        handed[number] = files.lookup(k, giver, fd)
+        handed[number] = files.lookup(giver, fd)
     return handed
 
 
@@ -386,7 +386,7 @@ async def sys_wait(m: Machine, caller: Caller, call: calls.Wait) -> calls.EndedL
     if scope.cancelled_caught:
         raise KernelError(Errno.ETIMEDOUT, f"still running after {call.timeout_ms} ms")
     ended = [m.kernel.proc(pid) for pid in pids if not m.kernel.proc(pid).live]
-    messages = [await m.message(p) or p.reason for p in ended]
+    messages = [await m.message(p) for p in ended]
     if call.collect:
         k = m.begin()
         for p in ended:

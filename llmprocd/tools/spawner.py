@@ -347,7 +347,7 @@ def _ancestors(os_pid: int) -> list[int]:
     while True:
         chain = [os_pid]
         while chain[-1] > 1:
-            chain.append(spawner_init.parent(chain[-1]))
+            chain.append(spawner_init.look(chain[-1])[0])
         if os_pid <= 0 or chain[1:] == [-1]:
             raise ProcessLookupError(errno.ESRCH, f"process {os_pid} is gone")
         if chain[-1] >= 0:

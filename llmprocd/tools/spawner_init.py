@@ -9,8 +9,8 @@ daemon's memory or environment. It imports the standard library only.
 Law: an init is a subreaper: what its tool starts, daemonised or not, stays below it and is found by parent.
 Law: end of file on an init's line means: kill the tree. The daemon's end reads end of file when nothing of it
      is left: the spawner holds the line too, until it has killed what a killed init left behind.
-Law: who holds the hub's other end holds all lines' other ends, so that all end with him. After the last of them
-     the spawner leaves, and that is how the daemon knows that nothing is left.
+Law: who holds the hub's other end holds all lines' other ends, so that all end with him. After the last of
+     them the spawner leaves, and that is how the daemon knows that nothing is left.
 """
 
 import ctypes
@@ -47,9 +47,7 @@ class Request(TypedDict):
 def main() -> None:
     """Serve the hub whose descriptor is the only argument, until it ends and no tool is left."""
     hub = socket.socket(fileno=int(sys.argv[1]))
-    for (
-        number
-    ) in IGNORED:  # a terminal's ^C or a service manager's TERM is for the daemon; ours is end of file
+    for number in IGNORED:  # a terminal's or a service manager's signals are for the daemon to act on
         signal.signal(number, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     files = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -218,52 +216,60 @@ def end_session(command: int) -> None:
 
 
 def strike(spare: Container[int]) -> int:
-    """Kill all descendants but those in `spare` and theirs. Returns how many could be signalled.
+    """Kill all descendants but those in `spare` and theirs. Returns how many groups and processes that were.
 
-    One pass is not enough while they fork: a killed parent's unseen child is ours, and met in the next.
+    A group at a time: the kernel does that at one moment, so that a group which goes on forking is gone in one
+    pass. A killed parent's unseen child is ours, and met in the next. What outruns this, a bomb that makes a
+    session for each of its processes, only a limit on their number holds.
     """
     below: dict[int, list[int]] = {}
     with os.scandir("/proc") as entries:
         for pid in [int(entry.name) for entry in entries if entry.name.isdigit()]:
-            below.setdefault(parent(pid), []).append(pid)
+            below.setdefault(look(pid)[0], []).append(pid)
     me, struck = os.getpid(), 0
+    spared = {os.getpgrp()}
     todo = [(me, child) for child in below.get(me, ()) if child not in spare]
     for above, pid in todo:
-        struck += kill(pid, (above, me))
+        struck += kill(pid, (above, me), spared)
         todo += [(pid, child) for child in below.get(pid, ())]
     return struck
 
 
-def kill(pid: int, parents: tuple[int, int]) -> bool:
-    """Kill `pid` if it is still a child of one of `parents`: the number may be another's by now."""
+def kill(pid: int, parents: tuple[int, int], spared: set[int]) -> bool:
+    """Kill `pid` with its process group, which then is spared: one blow is enough.
+
+    Only if it is still a child of one of `parents`: the number may be another's by now. A group that is not the
+    spawner's is of the tool's own making, for each tool starts in a session of its own.
+    """
+    above, group = look(pid)
+    if above not in parents:
+        return True  # it ended or was adopted since, by us
     try:
-        fd = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return True
-    try:
-        if parent(pid) in parents:
-            signal.pidfd_send_signal(fd, signal.SIGKILL)
+        if group not in spared:
+            spared.add(group)
+            os.killpg(group, signal.SIGKILL)
+        elif group == os.getpgrp():
+            os.kill(pid, signal.SIGKILL)
     except ProcessLookupError:
         return True
     except PermissionError:
         return False
-    finally:
-        os.close(fd)
     return True
 
 
-def parent(pid: int) -> int:
-    """The parent's pid; -1 of a process that is gone."""
+def look(pid: int) -> tuple[int, int]:
+    """A process's parent and process group; -1 of one that is gone."""
     try:
         stat = os.open(f"/proc/{pid}/stat", os.O_RDONLY)
     except FileNotFoundError:
-        return -1
+        return -1, -1
     try:
-        return int(os.read(stat, 4096).rpartition(b")")[2].split()[1])
+        fields = os.read(stat, 4096).rpartition(b")")[2].split()
     except ProcessLookupError:
-        return -1
+        return -1, -1
     finally:
         os.close(stat)
+    return int(fields[1]), int(fields[2])
 
 
 def reap() -> tuple[list[tuple[int, int]], bool]:

@@ -48,12 +48,11 @@ def has_effects(tool: str) -> bool:
 def arguments(spec: Spec, data: bytes) -> dict[str, Any]:
     """The arguments of a call, checked against the tool's schema; ToolError names the one that is wrong."""
     try:
-        given = msgspec.json.decode(data or b"{}")
+        checked = msgspec.json.decode(data or b"{}", type=dict[str, Any])
+    except msgspec.ValidationError:
+        raise ToolError("Invalid arguments: an object is wanted") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ToolError(f"Invalid arguments: not JSON: {error}") from None
-    if not isinstance(given, dict):
-        raise ToolError("Invalid arguments: an object is wanted")
-    checked: dict[str, Any] = given
     properties: dict[str, dict[str, Any]] = spec.input_schema["properties"]
     for name in spec.input_schema.get("required", ()):
         if name not in checked:

@@ -21,15 +21,20 @@ def _says(text: str, **more: Any) -> msgspec.Meta:
     return msgspec.Meta(description=text, **more)
 
 
-class ForkTool(Trap):
-    """Copy yourself: each prompt makes a child that shares this whole conversation and works on its task at the same time as the others. By default you wait and read their last messages in prompt order. Fork to investigate several things at once from what you know already."""
+class ForkTool(Trap, frozen=True):
+    """Copy yourself: each prompt makes a child that shares this whole conversation and works on its task at
+    the same time as the others. By default you wait and read their last messages in prompt order. Fork to
+    investigate several things at once from what you know already.
+    """
 
     prompts: Annotated[list[str], _says("one task a child", min_length=1, max_length=10)]
     wait: Annotated[bool, _says("wait for the children; false returns their pids at once")] = True
 
 
-class SpawnTool(Trap):
-    """Start a fresh process that knows nothing of this conversation, give it a prompt, and read its last message. A blank program name is your own program."""
+class SpawnTool(Trap, frozen=True):
+    """Start a fresh process that knows nothing of this conversation, give it a prompt, and read its last
+    message. A blank program name is your own program.
+    """
 
     prompt: Annotated[str, _says("the whole task, with all it needs to know")]
     program_name: Annotated[str, _says("one of the available programs")] = ""
@@ -39,43 +44,47 @@ class SpawnTool(Trap):
     notify: Annotated[bool, _says("with wait=false: its end puts a line into your input")] = False
 
 
-class WaitTool(Trap):
+class WaitTool(Trap, frozen=True):
     """Wait until child processes have ended, and read the status and last message of each."""
 
     pids: Annotated[list[int], _says("which; none means all your children")] = []
     timeout_s: Annotated[float, _says("give up after so many seconds", ge=0)] | None = None
 
 
-class KillTool(Trap):
+class KillTool(Trap, frozen=True):
     """Send a signal to one of your descendants."""
 
     pid: int
     signal: Annotated[str | int, _says("name or number, such as TERM, INT, KILL, STOP, CONT")] = "TERM"
 
 
-class SendTool(Trap):
+class SendTool(Trap, frozen=True):
     """Send a message to one of your descendants: its next user message."""
 
     pid: int
     message: str
 
 
-class GotoTool(Trap):
-    """Travel back (or forth) to an earlier message of this conversation, named by the id in front of it, such as m12. What came after is forgotten, so put what you learned into the message you take along."""
+class GotoTool(Trap, frozen=True):
+    """Travel back (or forth) to an earlier message of this conversation, named by the id in front of it, such
+    as m12. What came after is forgotten, so put what you learned into the message you take along.
+    """
 
     position: Annotated[str, _says("a message id such as m12")]
     message: Annotated[str, _says("what you tell yourself there: what you learned, what to do instead")]
 
 
-class ExitTool(Trap):
+class ExitTool(Trap, frozen=True):
     """End this process."""
 
     status: Annotated[int, _says("0 for success", ge=0, le=123)] = 0
     message: Annotated[str, _says("your last words; handed to whoever waits")] = ""
 
 
-class ReadFd(Trap):
-    """Read a descriptor (fd:3, a descendant's 9/fd:4, or ref:name) by page, line or character, or only the lines that match a pattern."""
+class ReadFd(Trap, frozen=True):
+    """Read a descriptor (fd:3, a descendant's 9/fd:4, or ref:name) by page, line or character, or only the
+    lines that match a pattern.
+    """
 
     fd: Annotated[str, _says("such as fd:3")]
     mode: Literal["page", "line", "char"] = "page"
@@ -86,7 +95,7 @@ class ReadFd(Trap):
     grep: Annotated[str, _says("only lines that match this extended regular expression")] = ""
 
 
-class FdToFile(Trap):
+class FdToFile(Trap, frozen=True):
     """Write the whole contents of a descriptor to a file."""
 
     fd: Annotated[str, _says("such as fd:3 or ref:name")]
@@ -96,7 +105,7 @@ class FdToFile(Trap):
     exist_ok: Annotated[bool, _says("false: the file must not exist yet")] = True
 
 
-class WriteStderr(Trap):
+class WriteStderr(Trap, frozen=True):
     """Write a line to this process's log (stderr), which people read and you do not."""
 
     message: Annotated[str, _says("what to log")]
@@ -132,7 +141,8 @@ def offer(name: str) -> Offer:
     """How one of them is offered."""
     kind, access = TRAPS[name]
     schema = _inlined(kind)
-    return Offer(name, (kind.__doc__ or "").strip(), msgspec.json.encode(schema), access)
+    words = " ".join((kind.__doc__ or "").split())
+    return Offer(name, words, msgspec.json.encode(schema), access)
 
 
 def _inlined(kind: type[Trap]) -> dict[str, Any]:

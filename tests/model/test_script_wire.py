@@ -202,15 +202,14 @@ async def test_cancellation_in_mid_stream(connect):
     assert message.content[0].text == "still here"
 
 
-@pytest.mark.usefixtures("autojump_clock")
-async def test_time_in_process_is_the_mock_clocks():
+async def test_time_in_process_is_the_mock_clocks(autojump_clock):
     """Delays, sleeps and the life of cached prompts pass at once."""
     big = "!sleep 1000\n!delay 100\n!say a b c\n" + "x" * 4096
     request = asked(big, cache_control={"type": "ephemeral"})
     async with in_process(Engine()) as client:
-        start = trio.current_time()
+        start = autojump_clock.current_time()
         first = await client.messages.create(**request)
-        assert trio.current_time() - start == pytest.approx(1200)
+        assert autojump_clock.current_time() - start == pytest.approx(1200)
         second = await client.messages.create(**request)
     assert (first.usage.cache_read_input_tokens, second.usage.cache_read_input_tokens) == (0, 0)
     assert second.usage.cache_creation_input_tokens > 1000

@@ -167,13 +167,23 @@ async def test_kill_takes_the_whole_tree(tools, out):
     run.kill()
 
 
-async def test_a_fork_bomb_is_put_out(tools, out):
-    """A tree that goes on forking while it is killed is killed all the same."""
-    run = await shell(tools, f"f() {{ sleep {BASE + 50} & f & sleep 0.02; f; }}; f", out)
+async def test_a_small_fork_bomb_is_put_out(tools, out):
+    """A tree that goes on forking while it is killed, and whose first process has gone, is killed all the same."""
+    fuse = f"f() {{ [ $1 = 0 ] || {{ f $(($1-1)) & f $(($1-1)) & }}; exec sleep {BASE + 50}; }}; f 7 &"
+    run = await shell(tools, fuse, out)
+    await run.wait()
+    with trio.fail_after(60):
+        await run.end()
+    assert not sleepers()
+
+
+async def test_tools_that_start_one_after_the_other_are_put_out(tools, out):
+    """Each in a session of its own, and the one that starts them too."""
+    command = f"setsid sh -c 'for i in $(seq 500); do setsid sleep {BASE + 50} & sleep 0.005; done' &"
+    run = await shell(tools, command, out)
     await until_up(20)
     with trio.fail_after(60):
-        run.kill()
-        await run.killed()
+        await run.end()
     assert not sleepers()
 
 

@@ -1,0 +1,68 @@
+"""The daemon itself: `daemon start|stop|status|reload`."""
+
+import os
+
+from llmprocctl import render, units
+from llmprocctl import session as sessions
+from llmprocctl.client import UnreachableError
+from llmprocctl.session import Session, UsageError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+_NOT_RUNNING = 3  # as LSB's init scripts have it
+
+
+def daemon(session: Session, *, action: str, json: bool) -> int:
+    """Start, stop, look at or reload the daemon."""
+    if action == "start":
+        status = session.starting().call("sys.status")
+        session.say(f"llmprocd runs, pid {status['pid']}, {session.path}")
+        return 0
+    if action == "status":
+        return _status(session, json=json)
+    if action == "reload":
+        session.call("sys.reload")
+        return 0
+    if action == "stop":
+        return _stop(session)
+    raise UsageError(f"{action}: not one of start, stop, status, reload")
+
+
+def _status(session: Session, *, json: bool) -> int:
+    try:
+        status = session.call("sys.status")
+    except UnreachableError as exc:
+        sessions.complain(str(exc))
+        return _NOT_RUNNING
+    if json:
+        render.put_json([status])
+    else:
+        render.put(_line(status))
+    return 0
+
+
+def _line(status: "dict[str, Any]") -> str:
+    procs = ", ".join(f"{number} {what}" for what, number in status["procs"].items()) or "no processes"
+    cost = "" if status["cost_usd"] is None else f", {units.dollars(status['cost_usd'])}"
+    up = units.clock(status["uptime_s"])
+    return f"llmprocd {status['version']} pid {status['pid']}, up {up}, unix://{status['socket']}, {procs}{cost}\n"
+
+
+def _stop(session: Session) -> int:
+    """Stop it, and return when it is gone: whoever starts one next finds the socket free."""
+    pid = session.call("sys.status")["pid"]
+    handle = -1
+    if os.path.exists(f"/proc/{pid}"):  # noqa: PTH110 - else it lives in another pid namespace
+        handle = os.pidfd_open(pid)
+    session.call("sys.stop")
+    session.client.closed()
+    if handle >= 0:
+        from select import POLLIN, poll
+
+        poller = poll()
+        poller.register(handle, POLLIN)
+        poller.poll()
+        os.close(handle)
+    return 0
