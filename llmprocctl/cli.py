@@ -3,7 +3,6 @@
 Law: the list of commands is the table's; no command's module is imported to print it.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 import click
@@ -113,15 +112,13 @@ def _option(option: table.Option) -> click.Option:
 
 
 def _argument(operand: table.Operand) -> click.Argument:
-    several = operand.count in {"some", "any"}
-    shapes: Mapping[str, str] = {"one": "{}", "maybe": "[{}]", "some": "{}...", "any": "[{}...]"}
+    required = operand.count in {"one", "some"}
+    shape = {"one": "{}", "maybe": "[{}]", "some": "{}...", "any": "[{}...]"}[operand.count]
+    optional: dict[str, Any] = {} if required else {"default": "" if operand.count == "maybe" else ()}
     return click.Argument(
         [operand.dest],
-        nargs=-1 if several else 1,
-        required=operand.count in {"one", "some"},
-        default=None if operand.count in {"one", "some"} else () if several else "",
-        type=_Converted("text", operand.metavar),
-        metavar=shapes[operand.count].format(operand.metavar)
-        if "[" not in operand.metavar
-        else operand.metavar,
+        nargs=-1 if operand.count in {"some", "any"} else 1,
+        required=required,
+        metavar=operand.metavar if "[" in operand.metavar else shape.format(operand.metavar),
+        **optional,
     )

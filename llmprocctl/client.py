@@ -54,11 +54,11 @@ class Client:
         self._done: dict[int, tuple[Any, Any]] = {}
         self._dropped: set[int] = set()
 
-    def call(self, method: str, **params: "Any") -> "Any":
+    def call(self, method: str, /, **params: "Any") -> "Any":
         """Ask and wait for the result. Raises RefusedError, UnreachableError."""
         return self.take(self.send(method, **params))
 
-    def send(self, method: str, **params: "Any") -> int:
+    def send(self, method: str, /, **params: "Any") -> int:
         """Ask; arguments that are None are left out. The number to `take` the result by."""
         self._next += 1
         given = {key: value for key, value in params.items() if value is not None}
@@ -78,7 +78,7 @@ class Client:
         """Whether `take` would not wait."""
         return msgid in self._done
 
-    def tell(self, method: str, **params: "Any") -> None:
+    def tell(self, method: str, /, **params: "Any") -> None:
         """Ask, and do not care for the result."""
         self._dropped.add(self.send(method, **params))
 

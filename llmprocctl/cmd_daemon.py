@@ -46,8 +46,8 @@ def _status(session: Session, *, json: bool) -> int:
 def _line(status: "dict[str, Any]") -> str:
     procs = ", ".join(f"{number} {what}" for what, number in status["procs"].items()) or "no processes"
     cost = "" if status["cost_usd"] is None else f", {units.dollars(status['cost_usd'])}"
-    up = units.clock(status["uptime_s"])
-    return f"llmprocd {status['version']} pid {status['pid']}, up {up}, unix://{status['socket']}, {procs}{cost}\n"
+    up = f"pid {status['pid']}, up {units.clock(status['uptime_s'])}"
+    return f"llmprocd {status['version']} {up}, unix://{status['socket']}, {procs}{cost}\n"
 
 
 def _stop(session: Session) -> int:

@@ -140,12 +140,12 @@ def _params(method: str, text: str) -> "dict[str, Any]":
     from json import loads
 
     try:
-        params = loads(text) if text.strip() else {}
+        params: Any = loads(text or "{}")
     except ValueError as exc:
         raise UsageError(f"{method}: the arguments are no JSON: {exc}") from None
-    if not isinstance(params, dict):
+    if not text.lstrip().startswith("{") and text:
         raise UsageError(f"{method}: the arguments are no JSON object")
-    return params  # pyright: ignore[reportUnknownVariableType]
+    return params
 
 
 def _amount(row: "dict[str, Any]", key: str) -> str:

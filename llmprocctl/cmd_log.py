@@ -16,9 +16,7 @@ if TYPE_CHECKING:
     Event: TypeAlias = dict[str, Any]
 
 _LONG_POLL = 30_000  # milliseconds
-_TOLD = [
-    "fork", "exec", "goto", "input", "api_response", "tool_start", "tool_end", "stderr", "limit", "signal", "exit",
-]  # fmt: skip
+_TOLD = [*talk.TOLD, "input", "api_response"]
 
 
 def logs(session: Session, *, pid: str, follow: bool, lines: int | None, since: float | None) -> int:

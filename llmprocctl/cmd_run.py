@@ -1,6 +1,7 @@
 """`run` and `attach`: to be there while a process talks.
 
-Law: whoever watches only watches: that this program ends, or loses the daemon, changes nothing for the process.
+Law: whoever watches only watches: that this program ends, or loses the daemon, changes nothing for the
+process.
 Law: into a pipe goes what is committed, byte for byte fd 1 of the process; only a terminal sees text that
 an attempt may yet take back.
 """

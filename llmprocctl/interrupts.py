@@ -7,10 +7,7 @@ import os
 import signal
 from contextlib import suppress
 from types import FrameType
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any
+from typing import Any, Self
 
 
 class Interrupts:
@@ -22,7 +19,7 @@ class Interrupts:
         self._count = 0
         self._old: Any = None
 
-    def __enter__(self) -> "Interrupts":
+    def __enter__(self) -> Self:
         self.fd, self._write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._old = signal.signal(signal.SIGINT, self._caught)
         return self

@@ -7,6 +7,7 @@ Line editing stays the terminal's own: ^P and ^Q are made two more line ends for
 
 import os
 import termios
+from typing import Self
 
 _PREFIX, _DETACH = b"\x10", b"\x11"  # ^P ^Q
 
@@ -20,7 +21,7 @@ class Keyboard:
         self._typed = b""
         self._prefixed = False
 
-    def __enter__(self) -> "Keyboard":
+    def __enter__(self) -> Self:
         new = termios.tcgetattr(self._fd)
         new[0] &= ~termios.IXON  # else ^Q never arrives
         new[6][termios.VEOL] = _PREFIX

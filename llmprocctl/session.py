@@ -71,7 +71,7 @@ class Session:
         """Forget a connection that broke."""
         self._client = None
 
-    def call(self, method: str, **params: "Any") -> "Any":
+    def call(self, method: str, /, **params: "Any") -> "Any":
         """A call's result. Raises RefusedError, UnreachableError."""
         return self.client.call(method, **params)
 

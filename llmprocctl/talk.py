@@ -34,7 +34,7 @@ class Talk:
             self._commit(event.get("text") or "")
         elif kind in {"turn_end", "exit"}:
             self._break()
-        if self._activity and kind in _LINES:
+        if self._activity and kind in TOLD:
             self._break()
             render.put(render.dim(line(event)) + "\n")
 
@@ -70,7 +70,7 @@ class Talk:
 
 def line(event: "Event") -> str:
     """An event that is no text, on one line."""
-    return f"[{clock(event['at'])} {_LINES[event['type']](event)}]"
+    return f"[{clock(event['at'])} {TOLD[event['type']](event)}]"
 
 
 def lines(event: "Event") -> list[str]:
@@ -81,7 +81,7 @@ def lines(event: "Event") -> list[str]:
         return render.text(words).rstrip("\n").split("\n") if words.strip() else []
     if kind == "input" and event.get("text"):
         return [f"> {part}" for part in render.text(event["text"]).rstrip("\n").split("\n")]
-    return [line(event)] if kind in _LINES else []
+    return [line(event)] if kind in TOLD else []
 
 
 def clock(at: float) -> str:
@@ -149,7 +149,7 @@ def _exit(event: "Event") -> str:
     return f"exit {event.get('status')}" + (f": {_short(reason)}" if reason else "")
 
 
-_LINES: "dict[str, Callable[[Event], str]]" = {
+TOLD: "dict[str, Callable[[Event], str]]" = {
     "tool_start": _tool_start,
     "tool_end": _tool_end,
     "stderr": _stderr,

@@ -136,7 +136,7 @@ class Daemon:
         self.spawner = spawner
         self.notifier = notifier
         self.catalog = toolbox.catalog()
-        self.engine = script.Engine()
+        self.engine = script.Engine(keep_bytes=0)
         url = os.environ.get("ANTHROPIC_BASE_URL") or None
         self.model = Anthropic(self.key, url, self._script, settings.stall_s)
         kernel = Kernel(store.load())

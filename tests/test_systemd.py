@@ -133,7 +133,7 @@ def test_the_first_client_starts_the_daemon(tmp_path):
     assert path.exists()
 
 
-def test_descriptors_for_another_process_are_not_taken(monkeypatch):
+def test_descriptors_for_another_process_are_not_taken():
     """LISTEN_PID names somebody else: the variables go, and nothing is listened on."""
     environ = {"LISTEN_PID": str(os.getpid() + 1), "LISTEN_FDS": "1", "LISTEN_FDNAMES": "rpc", "HOME": "/"}
     assert systemd.listen_fds(environ) == []

@@ -10,7 +10,7 @@ A record is one msgpack map in one column: a field that is added later, with a d
 # pyright: reportUnknownMemberType=false
 
 import gc
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -100,7 +100,7 @@ class Facts(msgspec.Struct, frozen=True):
 
 
 @contextmanager
-def _readable(db: apsw.Connection) -> Iterator[None]:
+def _readable(db: apsw.Connection) -> Generator[None]:
     """What the daemon cannot do without must be readable, or it does not start."""
     try:
         yield
@@ -124,7 +124,7 @@ def load(db: apsw.Connection, now: float) -> Saved:
     resting = gc.isenabled()
     gc.disable()
     try:
-        with _readable(db), db:
+        with _readable(db):
             forget_requests(db, now)
             return _saved(db)
     finally:

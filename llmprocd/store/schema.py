@@ -69,7 +69,10 @@ def connect(path: str, steps: Sequence[Step] = MIGRATIONS) -> apsw.Connection:
     _load_checksums()
     try:
         db = apsw.Connection(path, vfs=VFS)
-        _check(db, path, len(steps))
+        if db.pragma("page_count"):
+            _check(db, path, len(steps))
+        else:
+            _prepare(db)
         for pragma, value in _PRAGMAS:
             db.pragma(pragma, value)
         db.wal_autocheckpoint(0)
@@ -90,8 +93,6 @@ def connect_reader(path: str) -> apsw.Connection:
 
 
 _PRAGMAS = (
-    ("page_size", PAGE),
-    ("auto_vacuum", "INCREMENTAL"),
     ("journal_mode", "WAL"),
     ("synchronous", "FULL"),  # NORMAL loses acknowledged commits when the power goes
     ("journal_size_limit", 64 << 20),
@@ -110,12 +111,16 @@ def _load_checksums() -> None:
     db.close()
 
 
+def _prepare(db: apsw.Connection) -> None:
+    """Choose what cannot be changed once there is a page."""
+    db.reserve_bytes(reserve=CHECKSUM_BYTES)
+    db.pragma("page_size", PAGE)
+    db.pragma("auto_vacuum", "INCREMENTAL")
+
+
 def _check(db: apsw.Connection, path: str, newest: int) -> None:
     """Refuse what is not ours, before anything is changed."""
-    pages, application = db.pragma("page_count"), db.pragma("application_id")
-    if not pages:
-        db.reserve_bytes(reserve=CHECKSUM_BYTES)
-        return
+    application = db.pragma("application_id")
     tables = db.execute("SELECT count(*) FROM sqlite_schema").get
     if application != APPLICATION and (application or tables):
         raise StoreFailed(f"{path} is a database of another program")

@@ -218,8 +218,8 @@ def end_session(command: int) -> None:
 def strike(spare: Container[int]) -> int:
     """Kill all descendants but those in `spare` and theirs. Returns how many groups and processes that were.
 
-    A group at a time: the kernel does that at one moment, so that a group which goes on forking is gone in one
-    pass. A killed parent's unseen child is ours, and met in the next. What outruns this, a bomb that makes a
+    A group at a time: the kernel does that at one moment, so a group that keeps forking is gone in one blow.
+    A killed parent's unseen child is ours, and met in the next pass. What outruns this, a bomb that makes a
     session for each of its processes, only a limit on their number holds.
     """
     below: dict[int, list[int]] = {}
@@ -238,8 +238,8 @@ def strike(spare: Container[int]) -> int:
 def kill(pid: int, parents: tuple[int, int], spared: set[int]) -> bool:
     """Kill `pid` with its process group, which then is spared: one blow is enough.
 
-    Only if it is still a child of one of `parents`: the number may be another's by now. A group that is not the
-    spawner's is of the tool's own making, for each tool starts in a session of its own.
+    Only if it is still a child of one of `parents`: the number may be another's by now. A group that is not
+    the spawner's is of the tool's own making, for each tool starts in a session of its own.
     """
     above, group = look(pid)
     if above not in parents:

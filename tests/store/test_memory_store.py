@@ -9,30 +9,29 @@ from llmprocd.kernel.state import Change, File
 from llmprocd.store import memory
 
 
-@pytest.mark.usefixtures("autojump_clock")
-async def test_a_commit_takes_its_time():
+async def test_a_commit_takes_its_time(autojump_clock):
     """Nothing is durable before; what comes meanwhile rides in the next commit."""
     store = memory.Store(latency=2.0)
     async with running(store):
-        start = trio.current_time()
+        start = autojump_clock.current_time()
         first = store.submit(numbered(1))
         await trio.sleep(1)
         second = store.submit(numbered(2))
         assert store.durable == 0
         await store.wait_durable(first)
-        assert trio.current_time() - start == pytest.approx(2)
+        assert autojump_clock.current_time() - start == pytest.approx(2)
         await store.wait_durable(second)
-        assert trio.current_time() - start == pytest.approx(4)
+        assert autojump_clock.current_time() - start == pytest.approx(4)
 
 
-@pytest.mark.usefixtures("autojump_clock")
-async def test_a_crash_keeps_what_was_durable_and_nothing_else():
+async def test_a_crash_keeps_what_was_durable_and_nothing_else(autojump_clock):
     """Of a change under way not a byte is left."""
     store = memory.Store(latency=1.0)
     async with running(store):
         await store.wait_durable(store.submit(numbered(1)))
         store.submit(numbered(2))
         await trio.sleep(0.5)
+        assert autojump_clock.current_time() == pytest.approx(1.5)
         after = store.crash()
     saved = after.load()
     assert [p.pid for p in saved.procs] == [1]
@@ -46,8 +45,7 @@ async def test_a_crash_keeps_what_was_durable_and_nothing_else():
     assert not list(after.crash().load().procs)
 
 
-@pytest.mark.usefixtures("autojump_clock")
-async def test_after_a_crash_nothing_goes_on():
+async def test_after_a_crash_nothing_goes_on(autojump_clock):
     """Who waits for the old store, or changes it, waits for ever; cancelling ends that."""
     store = memory.Store(latency=1.0)
     told: list[int] = []
@@ -64,6 +62,7 @@ async def test_after_a_crash_nothing_goes_on():
         store.crash()
         nursery.start_soon(waits, store.submit(numbered(2)))
         await trio.sleep(100)
+        assert autojump_clock.current_time() > 100
         nursery.cancel_scope.cancel()
     assert told == []
     assert store.durable == 0

@@ -168,9 +168,9 @@ async def test_kill_takes_the_whole_tree(tools, out):
 
 
 async def test_a_small_fork_bomb_is_put_out(tools, out):
-    """A tree that goes on forking while it is killed, and whose first process has gone, is killed all the same."""
-    fuse = f"f() {{ [ $1 = 0 ] || {{ f $(($1-1)) & f $(($1-1)) & }}; exec sleep {BASE + 50}; }}; f 7 &"
-    run = await shell(tools, fuse, out)
+    """A tree that forks on while it is killed, and whose first process has gone, is killed all the same."""
+    bomb = "f() { [ $1 = 0 ] || { f $(($1-1)) & f $(($1-1)) & }; exec sleep SECONDS; }; f 7 &"
+    run = await shell(tools, bomb.replace("SECONDS", str(BASE + 50)), out)
     await run.wait()
     with trio.fail_after(60):
         await run.end()
@@ -179,8 +179,8 @@ async def test_a_small_fork_bomb_is_put_out(tools, out):
 
 async def test_tools_that_start_one_after_the_other_are_put_out(tools, out):
     """Each in a session of its own, and the one that starts them too."""
-    command = f"setsid sh -c 'for i in $(seq 500); do setsid sleep {BASE + 50} & sleep 0.005; done' &"
-    run = await shell(tools, command, out)
+    loop = f"for i in $(seq 500); do setsid sleep {BASE + 50} & sleep 0.005; done"
+    run = await shell(tools, f"setsid sh -c '{loop}' &", out)
     await until_up(20)
     with trio.fail_after(60):
         await run.end()
