@@ -18,6 +18,7 @@ import trio
 from llmprocd import console, pager, sched, waitchan
 from llmprocd.abi import calls
 from llmprocd.abi.calls import RunResult, ToolCallInfo
+from llmprocd.abi.errno import Errno, KernelError
 from llmprocd.abi.types import MessageId, Pid
 from llmprocd.config import Config
 from llmprocd.kernel import history, step
@@ -34,6 +35,10 @@ TRANSCRIPTS = 64 << 20
 
 ImageOf = Callable[[str | dict[str, Any], str, Mapping[str, str]], Image]
 """Makes a program (path, name or map; relative to a folder; with the process's variables) ready to run."""
+
+
+LEAST_FREE = 64 << 20
+"""Bytes of disk below which nothing new is begun."""
 
 
 class Desk(Protocol):
@@ -143,6 +148,13 @@ class Machine:
         for pid in change.gone:
             self.waits.wakeup(("exit", pid))
         return self.ticket
+
+    def room(self, count: int) -> None:
+        """Refuse new processes when there are too many (EAGAIN) or the disk is nearly full (ENOSPC)."""
+        if self.kernel.living + count > self.config.max_procs:
+            raise KernelError(Errno.EAGAIN, f"there are {self.kernel.living} living processes already")
+        if self.store.free() < LEAST_FREE:
+            raise KernelError(Errno.ENOSPC, "the disk of the state directory is nearly full")
 
     async def wait_durable(self) -> None:
         """Wait until all that is in memory now is on disk."""

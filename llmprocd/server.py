@@ -258,7 +258,7 @@ def _request(conn: Connection, caller: Caller, frame: wire.Request) -> None:
         _check_in_flight(conn, msgid)
         answer = conn.door.call(caller, wire.name(frame.method), wire.arguments(frame.params))
     except KernelError as error:
-        _hand_over(conn, wire.refusal(msgid, error, caller.errors), 0)
+        _hand_over(conn, wire.refusal(msgid, error, caller.errors), error.ticket, msgid)
         return
     if isinstance(answer, Answer):
         _hand_over(conn, wire.reply(msgid, answer.result), answer.ticket, msgid)
@@ -291,8 +291,8 @@ async def _wait(
         frame = wire.refusal(msgid, outcome, caller.errors)
     else:
         frame = wire.reply(msgid, outcome.result)
-        if outcome.ticket > conn.door.durable:
-            await conn.door.wait_durable(outcome.ticket)
+    if outcome.ticket > conn.door.durable:
+        await conn.door.wait_durable(outcome.ticket)
     del conn.waiting[msgid]
     _append(conn, frame)
     _flush(conn)

@@ -13,6 +13,7 @@ import msgspec
 import trio
 
 from llmprocd import crash, outcome, usertrap
+from llmprocd.abi.errno import KernelError
 from llmprocd.abi.types import Pid, ToolUseId
 from llmprocd.kernel import access, file, proc, step
 from llmprocd.kernel.proc import ForkCall
@@ -216,16 +217,27 @@ async def run_tools(m: Machine, p: Proc) -> None:
         return
     image = k.image(now)
     if m.fresh.pop(p.pid, None) != p.head:
-        now = give_up_on_lost(k, now, node)
-        ids = ids_with_effects(image, now, proc.unanswered(now, node))
-        now = proc.begin_tools(k, now, tuple(ids)) if ids else now
+        now = begin_again(k, now, node, image)
         m.commit("tools_begun")
+        if now is None:
+            return
     asked = sort(image, now, proc.unanswered(now, node))
     await m.wait_durable()
     async with trio.open_nursery() as nursery:
         for call in asked.plain:
             nursery.start_soon(one_tool, m, p, node, image, call)
     await fork_goto_exit(m, p, node, asked)
+
+
+def begin_again(k: Kernel, p: Proc, node: Node, image: Image) -> Proc | None:
+    """Take up the calls of a turn that was cut off, or held by STOP; None when none of them is left."""
+    p = give_up_on_lost(k, p, node)
+    left = proc.unanswered(p, node)
+    if not left:
+        proc.retire_tools(k, p, node)
+        return None
+    ids = ids_with_effects(image, p, left)
+    return proc.begin_tools(k, p, tuple(ids)) if ids else p
 
 
 def give_up_on_lost(k: Kernel, p: Proc, node: Node) -> Proc:
@@ -315,7 +327,9 @@ def make_forks(m: Machine, p: Proc, node: Node, calls: Sequence[ToolUse]) -> Non
     for call in calls:
         try:
             good.append(fork_call(call))
-        except ToolError as error:
+            m.room(sum(len(fork.prompts) for fork in good))
+        except (ToolError, KernelError) as error:
+            good = [fork for fork in good if fork.ask is not call]
             p = proc.finish_tool(k, p, call, ToolResult(call.id, str(error), is_error=True))
     if good:
         p = proc.fork_model(k, p, node, good)

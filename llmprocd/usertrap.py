@@ -51,6 +51,7 @@ async def spawn(m: Machine, p: Proc, call: ToolUse) -> Output:
     args = trap.parse(trap.SpawnTool, call.input)
     waiting = m.kernel.proc(p.pid).awaiting.get(call.id)
     if waiting is None:
+        m.room(1)
         image = await _image(m, p, args.program_name)
         prompt = await _preloaded(p, args)
         pid = _spawn(m, p, call.id, args, image, prompt)
@@ -417,7 +418,7 @@ async def grep(m: Machine, p: Proc, file: File, pattern: str) -> str:
 
 
 async def _grep(m: Machine, p: Proc, path: str, pattern: str) -> str:
-    answer = await fs.grep(context(m, p), pattern=pattern, path=path)
+    answer = await fs.matches(context(m, p), pattern, path)
     text = answer.text
     if answer.spool:
         text = files.shown(await trio.Path(answer.spool).read_bytes())

@@ -40,7 +40,12 @@ class KernelError(Exception):
     """A refusal: an errno and a sentence a stranger understands.
 
     Law: whoever raises it has changed nothing.
+
+    `ticket` is the commit that must be durable before it is told: a refusal, too, may come of what a crash
+    could still take back.
     """
+
+    ticket = 0
 
     def __init__(self, errno: Errno, text: str, **data: object) -> None:
         super().__init__(text)

@@ -22,6 +22,7 @@ from llmprocd.store.protocol import StoreFailed
 
 CACHE_BYTES = 64 << 20
 EVENTS_KEPT = 200_000
+LOG_PAGES = 8192
 SLICE = 1000
 """How many nodes of a path are read in one transaction."""
 
@@ -34,7 +35,12 @@ class Store:
     """Fulfils `protocol.Store`."""
 
     def __init__(
-        self, folder: str, *, cache_bytes: int = CACHE_BYTES, events_kept: int = EVENTS_KEPT
+        self,
+        folder: str,
+        *,
+        cache_bytes: int = CACHE_BYTES,
+        events_kept: int = EVENTS_KEPT,
+        log_pages: int = LOG_PAGES,
     ) -> None:
         """Open a state folder, and make it when there is none. StoreFailed says why it cannot be used.
 
@@ -42,6 +48,7 @@ class Store:
             folder: made 0700 if it is not there; the caller has locked it against a second daemon.
             cache_bytes: how much memory nodes may take that are durable.
             events_kept: how many events are stored; the oldest go first.
+            log_pages: how long the log may grow before it is folded into the database, in 8 KiB.
         """
         self._folder = Path(folder)
         try:
@@ -53,7 +60,7 @@ class Store:
         self._db = schema.connect(path)
         facts = rows.facts(self._db)
         self.instance, self.trimmed = facts.instance, facts.trimmed
-        self._writer = writer.Writer(self._db, facts.events, events_kept)
+        self._writer = writer.Writer(self._db, facts.events, events_kept, log_pages)
         self._readers = readers.Readers(path)
         self._threads = trio.CapacityLimiter(8)
         self._tickets = tickets.Tickets()

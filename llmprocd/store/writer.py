@@ -23,8 +23,6 @@ from llmprocd.store.protocol import StoreFailed
 
 BATCH_CHANGES = 4096
 BATCH_BYTES = 8 << 20
-CHECKPOINT_PAGES = 8192
-"""How long the log may grow before it is folded into the database: 64 MiB."""
 EVENTS_SLICE = 1000
 """How many old events go in one commit."""
 SWEEP_EVERY = 3600.0
@@ -34,12 +32,15 @@ SWEEP_EVERY = 3600.0
 class Writer:
     """A queue of changes, and the connection they are written with."""
 
-    def __init__(self, db: apsw.Connection, events: int, events_kept: int) -> None:
-        """Write with a connection; there are `events` in it, and about `events_kept` may be."""
+    def __init__(self, db: apsw.Connection, events: int, events_kept: int, log_pages: int) -> None:
+        """Write with a connection; there are `events` in it, and about `events_kept` may be.
+
+        Of the log about `log_pages` are kept before they are folded into the database.
+        """
         self._db = db
         self._queue: queue.SimpleQueue[Change | None] = queue.SimpleQueue()
         self._stopping = False
-        self._log_pages = 0
+        self._log, self._log_pages = 0, log_pages
         self._swept = time.time()
         self._events, self._events_kept = events, events_kept
         db.set_wal_hook(self._grown)
@@ -114,11 +115,11 @@ class Writer:
 
     def _checkpoint(self) -> None:
         """Fold the log into the database when it is long; SQLite's own would hold up a commit's report."""
-        if self._log_pages >= CHECKPOINT_PAGES:
+        if self._log >= self._log_pages:
             self._db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
 
     def _grown(self, _db: apsw.Connection, _name: str, pages: int) -> int:
-        self._log_pages = pages
+        self._log = pages
         return apsw.SQLITE_OK
 
 

@@ -110,13 +110,22 @@ class Door:
         if found is None:
             raise KernelError(Errno.ENOSYS, f"no such method: {method}")
         decoder, handler = found
-        result: object = handler(self._machine, caller, _decoded(decoder, params))
+        call = _decoded(decoder, params)
+        try:
+            result: object = handler(self._machine, caller, call)
+        except KernelError as error:
+            error.ticket = self._machine.ticket
+            raise
         if isinstance(result, Coroutine):
             return self._later(cast("Coroutine[Any, Any, object]", result))
         return Answer(result, self._machine.ticket)
 
     async def _later(self, result: Awaitable[object]) -> Answer:
-        value = await result
+        try:
+            value = await result
+        except KernelError as error:
+            error.ticket = self._machine.ticket
+            raise
         return Answer(value, self._machine.ticket)
 
     def hang_up(self, caller: Caller) -> None:

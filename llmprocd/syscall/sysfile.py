@@ -138,7 +138,8 @@ async def _grep(m: Machine, call: calls.FdRead, file: File) -> calls.Data:
         raise KernelError(Errno.EINVAL, f"grep: {error}") from None
     lines = [line.partition(":")[2] for line in found.splitlines(keepends=True)]
     data = "".join(lines).encode()
-    return calls.Data(0, data, len(data), eof=True)
+    part = data[call.offset : call.offset + min(call.count, CHUNK)]
+    return calls.Data(call.offset, part, len(data), eof=call.offset + len(part) >= len(data))
 
 
 def sys_fd_write(m: Machine, caller: Caller, call: calls.FdWrite) -> calls.Written:

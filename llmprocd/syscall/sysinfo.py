@@ -91,15 +91,13 @@ async def sys_events_read(m: Machine, caller: Caller, call: calls.EventsRead) ->
     after = m.console.visible if call.after_seq is None else call.after_seq
     m.console.readers += 1
     try:
+        events, following, lost = await fetch(m, after, call.max, sieve(m, caller, call.pids, call.types))
         with trio.move_on_after(call.wait_ms / 1000):
-            while True:
-                wanted = sieve(m, caller, call.pids, call.types)
-                events, following, lost = await fetch(m, after, call.max, wanted)
-                if events or lost or not call.wait_ms:
-                    return listed(events, following, lost)
-                after = following
+            while not (events or lost) and call.wait_ms:
                 await m.waits.sleep("events")
-        return listed([], after, 0)
+                wanted = sieve(m, caller, call.pids, call.types)
+                events, following, lost = await fetch(m, following, call.max, wanted)
+        return listed(events, following, lost)
     finally:
         m.console.readers -= 1
 
@@ -122,7 +120,7 @@ async def fetch(m: Machine, after: int, limit: int, wanted: Filter) -> tuple[lis
     return [*stored, *ring], following, lost
 
 
-async def sys_subscribe(m: Machine, caller: Caller, call: calls.Subscribe) -> calls.Subscribed:
+def sys_subscribe(m: Machine, caller: Caller, call: calls.Subscribe) -> calls.Subscribed:
     """Push events to a connection: a cursor, and no queue."""
     require(m.kernel, caller, Access.READ)
     sieve(m, caller, call.pids, call.types)
@@ -130,7 +128,6 @@ async def sys_subscribe(m: Machine, caller: Caller, call: calls.Subscribe) -> ca
     after = m.console.visible if call.after_seq is None else call.after_seq
     scope = caller.subs[number] = trio.CancelScope()
     m.background(_push, m, caller, call, number, after, scope)
-    await trio.lowlevel.checkpoint()
     return calls.Subscribed(number)
 
 

@@ -22,10 +22,6 @@ from llmprocd.kernel.state import At, File, Image, Kernel, Limit, Node, Proc, Re
 from llmprocd.machine import Machine
 from llmprocd.syscall.caller import Caller, require, require_inside, require_user
 
-LEAST_FREE = 64 << 20
-"""Bytes of disk below which nothing new is begun."""
-
-
 # --- spawn ------------------------------------------------------------------------------------------
 
 
@@ -35,7 +31,7 @@ def sys_spawn(m: Machine, caller: Caller, call: calls.Spawn) -> calls.Spawned | 
     done = repeated(m, caller, call, calls.Spawned)
     if done is not None:
         return done
-    room(m, 1)
+    m.room(1)
     if call.stdin_path:
         return _spawn_with_stdin(m, caller, call)
     return _spawn(m, caller, call, None)
@@ -136,14 +132,6 @@ def limits_of(given: Mapping[str, Any]) -> Limit:
             raise KernelError(Errno.EINVAL, f"limits.wall: the soft limit of {value} is over the hard one")
         return limit
     return Limit(None, units.duration(value, "limits.wall"))
-
-
-def room(m: Machine, count: int) -> None:
-    """Refuse new processes when there are too many (EAGAIN) or the disk is nearly full (ENOSPC)."""
-    if m.kernel.living + count > m.config.max_procs:
-        raise KernelError(Errno.EAGAIN, f"there are {m.kernel.living} living processes already")
-    if m.store.free() < LEAST_FREE:
-        raise KernelError(Errno.ENOSPC, "the disk of the state directory is nearly full")
 
 
 # --- answering the same request once ----------------------------------------------------------------
@@ -410,7 +398,7 @@ def sys_fork(m: Machine, caller: Caller, call: calls.Fork) -> calls.Pids | Await
     done = repeated(m, caller, call, calls.Pids)
     if done is not None:
         return done
-    room(m, max(1, len(call.prompts)))
+    m.room(max(1, len(call.prompts)))
     return _fork_at(m, caller, call) if call.at else _fork(m, caller, call, None)
 
 

@@ -84,6 +84,11 @@ async def grep(
     return await _search(ctx, none, "grep", path, pattern, glob, str(max_matches))
 
 
+async def matches(ctx: ToolContext, pattern: str, path: str) -> Output:
+    """All lines of one file that match, as `path:line:text`; nothing when there is none. ToolError."""
+    return await _search(ctx, "", "grep", path, pattern, "", str(1 << 40))
+
+
 async def write_file(ctx: ToolContext, *, file_path: str, content: str) -> Output:
     """Write a file, new or in place of what it held. Missing folders are made, its mode is kept.
 

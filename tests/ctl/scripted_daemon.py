@@ -5,11 +5,11 @@ what their names say. Every call that arrives is kept in `calls`.
 
 Run as a program it serves $LLMPROC_SOCKET and says READY, as llmprocd does.
 """
+# ruff: noqa: E501
 
 import itertools
 import os
 import socket
-import struct
 import sys
 import threading
 import time

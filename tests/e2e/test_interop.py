@@ -147,3 +147,15 @@ def test_a_shell_without_any_library(daemon):
         while chunk := sock.recv(4096):
             reply += chunk
     assert msgpack.unpackb(reply) == [1, 1, None, {"procs": []}]
+
+
+def test_a_subscription_is_known_before_its_first_event(daemon):
+    """Old events are pushed too, but never before the reply: simple clients read one message a request."""
+    with daemon.client() as client:
+        client.finish("demo", "!say something to have happened")
+    for _ in range(20):
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.settimeout(30)
+            sock.connect(daemon.socket)
+            sock.sendall(msgpack.packb([0, 1, "events.subscribe", [{"after_seq": 0}]]))
+            assert sock.recv(2)[1] == 1

@@ -543,7 +543,7 @@ def test_exec_keeps_the_history(client, strict):
     client.call("proc.exec", pid=pid, program=program("bash", prompt={"system": "second"}))
     client.run(pid, "!bash echo tools\n!say two")
     assert client.result(pid) == "tools\n[exit 0]"
-    assert '"second"' in strict.bodies()[-1]
+    assert 'second' in strict.bodies()[-1]
     assert "!say one" in strict.bodies()[-1]
 
 
@@ -551,11 +551,11 @@ def test_exec_leaves_out_what_only_the_old_model_can_read(client, strict):
     """Signed thinking stays in the history and is not sent to another model."""
     thinking = {"thinking": {"type": "adaptive"}, "max_tokens": 4096}
     pid = client.spawn(program(parameters=thinking), interactive=True)
-    client.run(pid, "!think secret thoughts\n!& !say one")
+    client.run(pid, "!think secret{{n}} thoughts\n!& !say one")
     client.call("proc.exec", pid=pid, program=program(model={"name": "claude-opus-5-5"}))
     assert client.run(pid, "!say two")["message"] == "two"
-    assert "secret thoughts" in str(client.history(pid))
-    assert "secret thoughts" not in strict.bodies()[-1]
+    assert "secret1 thoughts" in str(client.history(pid))
+    assert "secret1 thoughts" not in strict.bodies()[-1]
 
 
 def test_exec_is_refused_while_tools_run(client):

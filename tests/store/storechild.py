@@ -20,6 +20,7 @@ from llmprocd.kernel.state import File
 from llmprocd.store import sqlite
 
 TASKS = 5
+LOG_PAGES = 300  # folded often, so that a crash finds it half done
 
 
 def contents(n: int) -> bytes:
@@ -39,7 +40,7 @@ async def commit(store: sqlite.Store, mode: str, n: int) -> None:
 
 
 async def main(mode: str, folder: str, first: int, count: int) -> None:
-    store = sqlite.Store(folder)
+    store = sqlite.Store(folder, log_pages=LOG_PAGES)
     if mode == "normal":
         store._db.pragma("synchronous", "NORMAL")
     store.load()
