@@ -20,6 +20,7 @@ SUN_PATH = 107
 """The longest name that fits into a socket address, in bytes."""
 
 _CHUNK = 1 << 18
+_STOPPING = ("ESHUTDOWN", "ECANCELED")  # we cancel only what we do not wait for
 _LARGE = 1 << 17  # from here on importing msgspec costs less than decoding without it
 
 
@@ -70,9 +71,12 @@ class Client:
         while msgid not in self._done:
             self._read()
         error, result = self._done.pop(msgid)
-        if error is not None:
-            raise refused(error)
-        return result
+        if error is None:
+            return result
+        refusal = refused(error)
+        if refusal.name in _STOPPING:
+            raise LostError(f"the daemon at {self.path} is stopping")
+        raise refusal
 
     def answered(self, msgid: int) -> bool:
         """Whether `take` would not wait."""
@@ -98,17 +102,22 @@ class Client:
         Returns:
             Those of them that can be read.
         """
+        from math import ceil
         from select import POLLIN, poll
 
         poller = poll()
         own = self.sock.fileno()
         for fd in (own, *also):
             poller.register(fd, POLLIN)
-        millis = None if timeout_s is None else max(0, int(timeout_s * 1000) + 1)
+        millis = None if timeout_s is None else max(0, ceil(timeout_s * 1000))
         found = {fd for fd, _ in poller.poll(millis)}
         if own in found:
             self._read()
         return found - {own}
+
+    def close(self) -> None:
+        """Hang up."""
+        self.sock.close()
 
     def closed(self) -> None:
         """Wait until the daemon has closed the connection."""

@@ -3,7 +3,6 @@
 import os
 
 from llmprocctl import launch, render, talk, units
-from llmprocctl import session as sessions
 from llmprocctl.client import RefusedError
 from llmprocctl.session import Session, UsageError
 
@@ -42,11 +41,7 @@ def history(
 def fork(session: Session, *, pid: str, prompts: tuple[str, ...], at: str | None) -> int:
     """Copy a process, and print the pids of the copies."""
     params = {"pid": session.pid(pid), "prompts": list(prompts) or None, "at": at}
-    try:
-        made = launch.once(session, "proc.fork", params)["pids"]
-    except RefusedError as error:
-        session.fault(pid, error)
-        return session.status
+    made = launch.once(session, "proc.fork", params)["pids"]
     render.put("".join(f"{child}\n" for child in made))
     return 0
 
@@ -55,11 +50,7 @@ def goto(session: Session, *, pid: str, msg: str, message: str | None, run: bool
     """Move a process to another message, and print its old and its new head."""
     if run and message is not None:
         raise UsageError("-m has it go on already: it does not go with --run")
-    try:
-        moved = session.call("proc.goto", pid=session.pid(pid), to=msg, text=message, run=run or None)
-    except RefusedError as error:
-        session.fault(pid, error)
-        return session.status
+    moved = session.call("proc.goto", pid=session.pid(pid), to=msg, text=message, run=run or None)
     render.put(f"{moved['old_head'] or '-'} -> {moved['head'] or '-'}\n")
     return 0
 
@@ -71,8 +62,7 @@ def exec_(session: Session, *, pid: str, program: str) -> int:
         session.call("proc.exec", pid=target, program=launch.find(program), cwd=os.getcwd())  # noqa: PTH109
     except RefusedError as error:
         if error.name in {"ESRCH", "EBUSY", "EPERM"}:
-            session.fault(pid, error)
-            return sessions.FAILED
+            raise
         refused = launch.cannot_start(program, error)
         session.say(str(refused))
         return refused.status

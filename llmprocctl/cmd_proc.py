@@ -81,7 +81,8 @@ def send(session: Session, *, pid: str, text: tuple[str, ...], close: bool) -> i
         if not close:
             raise UsageError("what text? (llmprocctl send PID TEXT...)")
         words = None
-    return _sent(session, pid, "proc.send", pid=target, text=words, close=close or None)
+    session.call("proc.send", pid=target, text=words, close=close or None)
+    return 0
 
 
 def renice(session: Session, *, nice: str, pids: tuple[str, ...]) -> int:
@@ -136,22 +137,16 @@ def _send_stdin(session: Session, pid: int, *, close: bool) -> int:
     stdin = _needed(launch.read_stdin())
     try:
         if not stdin.path:
-            return _sent(session, str(pid), "proc.send", pid=pid, text=stdin.text, close=close or None)
+            session.call("proc.send", pid=pid, text=stdin.text, close=close or None)
+            return 0
         with open(stdin.path, "rb") as file:  # noqa: PTH123 - pathlib costs five milliseconds
             data = file.read()
-        if len(data) > launch.LARGEST:
-            raise UsageError(f"stdin holds {len(data)} bytes; a message may have {launch.LARGEST}")
-        return _sent(session, str(pid), "fd.write", pid=pid, fd=0, data=data, eof=close or None)
     finally:
         stdin.close()
-
-
-def _sent(session: Session, operand: str, method: str, **params: "Any") -> int:
-    try:
-        session.call(method, **params)
-    except RefusedError as error:
-        session.fault(operand, error)
-    return session.status
+    if len(data) > launch.LARGEST:
+        raise UsageError(f"stdin holds {len(data)} bytes; a message may have {launch.LARGEST}")
+    session.call("fd.write", pid=pid, fd=0, data=data, eof=close or None)
+    return 0
 
 
 def _needed(stdin: launch.Stdin) -> launch.Stdin:

@@ -121,6 +121,8 @@ class Watch:
         source = self._source
         if not isinstance(source, Silent) and not self._reading and not self._at_end:
             self._reading = source.ask(self.client, _LONG_POLL)
+        if self._reading and self.client.answered(self._reading):
+            timeout_s = 0  # it came while another answer was waited for
         ready = self.client.pump(timeout_s, also)
         if not isinstance(source, Silent) and self._reading and self.client.answered(self._reading):
             self._at_end = not source.show(self.client, self._reading)
@@ -245,7 +247,7 @@ def _conclude(session: Session, pid: int, status: int, *, json: bool, remove: bo
         render.put_json([{"pid": pid, **(row.get("run") or {}), "status": status}])
     elif status and not Output(pid, fd=2).drain(session.client):
         row = session.call("proc.get", pids=[pid])["procs"][0]
-        if row.get("reason"):
+        if row.get("reason") not in {None, "", "exit"}:
             session.say(f"process {pid}: {render.cell(row['reason'])}")
     if remove:
         session.call("proc.remove", pids=[pid])

@@ -4,7 +4,6 @@ Law: a process is started once, however often the request for it had to be sent.
 """
 
 import os
-import sys
 
 from llmprocctl import session as sessions
 from llmprocctl.client import LostError, RefusedError
@@ -136,9 +135,7 @@ def pairs(words: tuple[str, ...], option: str) -> dict[str, str]:
 
 
 def read_stdin() -> Stdin:
-    """All of stdin; nothing when it is not open."""
-    if sys.stdin is None:  # pyright: ignore[reportUnnecessaryComparison] - `<&-`
-        return Stdin()
+    """All of stdin."""
     data = b""
     while part := os.read(0, 1 << 16):
         data += part

@@ -167,7 +167,7 @@ def run(settings: "dict[str, Any]", name: str, values: "dict[str, Any]") -> int:
         complain(str(exc))
         return UNREACHABLE
     except RefusedError as exc:
-        session.fault("", exc)
+        session.fault(values.get("pid") or "", exc)
         return FAILED
     except OSError as exc:
         complain(f"{name}: {exc.filename or 'stdout'}: {exc.strerror}")

@@ -17,7 +17,8 @@ class Formatter(logging.Formatter):
 
     def __init__(self, secrets: Collection[str], *, journal: bool) -> None:
         super().__init__()
-        self._secrets = [secret for secret in secrets if secret]
+        # A key is sent without the newline that its file ends in; and one key may begin like another.
+        self._secrets = sorted({secret.strip() for secret in secrets} - {""}, key=len, reverse=True)
         self._journal = journal
 
     def format(self, record: logging.LogRecord) -> str:

@@ -55,10 +55,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     variables = [endpoint.api_key_env for endpoint in settings.endpoints.values()]
     known = keys.take(os.environ, variables)
-    log.start(options.log_level, known.values(), journal=_is_journal())
     credential = keys.credential(os.environ, "anthropic_api_key")
     if credential:
         known.setdefault("ANTHROPIC_API_KEY", credential)
+    log.start(options.log_level, known.values(), journal=_is_journal())
     try:
         return _locked(options, settings, known)
     except StoreFailed as error:
@@ -95,6 +95,7 @@ def _locked(options: argparse.Namespace, settings: Config, known: Mapping[str, s
     spawner = Spawner.fork()
     keys.close_process()
     _many_files()
+    sys.setswitchinterval(SWITCH_S)
     store = Store(state)
     listener = socket.socket(fileno=handed[0]) if handed else listen.bind(path)
     inode = 0 if handed else Path(path).stat().st_ino
@@ -113,6 +114,10 @@ def _many_files() -> None:
     """Each model call and each client is a descriptor: allow as many as the system does."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+SWITCH_S = 0.0005
+"""How long the writer's thread may keep the loop waiting; Python's own 5 ms would be seen in every answer."""
 
 
 class Daemon:

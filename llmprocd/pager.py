@@ -5,6 +5,9 @@ counted in a thread, so that no output, however large, holds the others up.
 
 A text view is UTF-8. Where a file is not, its view is made once and kept beside it (`ID.shown`), with `\xNN`
 for each byte that is not, so that offsets into the view are plain byte offsets too.
+
+Law: views of a growing file are prefixes of one another: a character of which only a part has been written
+yet is not shown. Law: a view that is kept beside its file is put there whole, for others may be reading it.
 """
 
 import codecs
@@ -40,6 +43,7 @@ class Pager:
         self._store = store
         self._keep = keep
         self._views: OrderedDict[tuple[int, int, int], View] = OrderedDict()
+        self._making: dict[tuple[int, int, int], trio.Event] = {}
 
     async def view(self, file: File, size: int) -> View:
         """The view of a file with pages of `size` characters.
@@ -47,9 +51,15 @@ class Pager:
         A growing file's view is as it is now; ask again for more.
         """
         key = (file.id, self.size(file), size)
+        while (made := self._making.get(key)) is not None:
+            await made.wait()
         found = self._views.get(key)
         if found is None:
-            found = await self._make(file, key[1], size)
+            self._making[key] = trio.Event()
+            try:
+                found = await self._make(file, key[1], size)
+            finally:
+                self._making.pop(key).set()
             self._views[key] = found
             while len(self._views) > self._keep:
                 self._views.popitem(last=False)
@@ -65,18 +75,19 @@ class Pager:
     async def _make(self, file: File, length: int, size: int) -> View:
         if length <= SMALL:
             data = await self._store.read(file, 0, length)
-            text = files.shown(data)
+            text = _decoder("backslashreplace").decode(data, final=file.complete)
             return View(files.paginate([text], size), data=text.encode())
         path = self._store.disk_path(file.id) if file.disk else await self._spooled(file, length)
-        return await trio.to_thread.run_sync(partial(scan, path, length, size))
+        spool = self._store.spool()
+        return await trio.to_thread.run_sync(partial(scan, path, length, size, spool, complete=file.complete))
 
     async def _spooled(self, file: File, length: int) -> str:
         """A large file that is kept in rows (a long stdout), as a file of its own for scanning."""
-        path = f"{self._store.disk_path(file.id)}.view"
-        async with await trio.open_file(path, "wb") as out:
+        spool = trio.Path(self._store.spool())
+        async with await spool.open("wb") as out:
             for offset in range(0, length, PIECE):
                 await out.write(await self._store.read(file, offset, min(PIECE, length - offset)))
-        return path
+        return str(await spool.rename(f"{self._store.disk_path(file.id)}.view"))
 
     async def between(self, view: View, start: int, end: int) -> str:
         """The text between two byte offsets of a view."""
@@ -133,23 +144,25 @@ def _pread(path: str, start: int, end: int) -> bytes:
         return source.read(end - start)
 
 
-def _pieces(path: str, length: int, errors: str) -> Iterator[str]:
-    decoder = codecs.getincrementaldecoder("utf-8")(errors)
+def _decoder(errors: str) -> codecs.IncrementalDecoder:
+    return codecs.getincrementaldecoder("utf-8")(errors)
+
+
+def _pieces(path: str, length: int, errors: str, *, complete: bool) -> Iterator[str]:
+    decoder = _decoder(errors)
     with Path(path).open("rb") as source:
         while length > 0 and (data := source.read(min(PIECE, length))):
             length -= len(data)
-            yield decoder.decode(data, final=length <= 0)
+            yield decoder.decode(data, final=complete and length <= 0)
 
 
-def scan(path: str, length: int, size: int) -> View:
-    """Count the pages of a file on disk, and make its text view where it is not UTF-8."""
+def scan(path: str, length: int, size: int, spool: str, *, complete: bool) -> View:
+    """Count the pages of a file on disk, and make its text view (in `spool` first) where it is not UTF-8."""
     try:
-        return View(files.paginate(_pieces(path, length, "strict"), size), path=path)
+        return View(files.paginate(_pieces(path, length, "strict", complete=complete), size), path=path)
     except UnicodeDecodeError:
         pass
-    shown = Path(f"{path}.shown")
-    with shown.open("w", encoding="utf-8", newline="") as out:
-        for piece in _pieces(path, length, "backslashreplace"):
-            out.write(piece)
-    pieces = _pieces(str(shown), shown.stat().st_size, "strict")
-    return View(files.paginate(pieces, size), path=str(shown))
+    with Path(spool).open("w", encoding="utf-8", newline="") as out:
+        out.writelines(_pieces(path, length, "backslashreplace", complete=complete))
+    pages = files.paginate(_pieces(spool, Path(spool).stat().st_size, "strict", complete=True), size)
+    return View(pages, path=str(Path(spool).rename(f"{path}.shown")))

@@ -10,12 +10,15 @@ quarter more or less). A server that says "too many requests" holds its whole en
 import math
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 
 import trio
 
 from llmprocd.abi.calls import SlotInfo
 from llmprocd.abi.types import Pid
+
+SLACK = 64
+"""How many that have left may stand in a queue beside as many as wait in it."""
 
 
 class Waiter:
@@ -54,10 +57,22 @@ class RunQueue:
         return waiter
 
     def leave(self, waiter: Waiter) -> None:
-        """Give the place up."""
-        if not waiter.gone:
-            waiter.gone = True
-            self.waiting -= 1
+        """Give the place up: its tree is as near to its next slot as it was before."""
+        if waiter.gone:
+            return
+        waiter.gone = True
+        self.waiting -= 1
+        served = self._served.pop(waiter.tree, 0.0) - 1 / waiter.weight
+        if served > self._floor:
+            self._served[waiter.tree] = served
+        if len(self._heap) > 2 * self.waiting + SLACK:
+            self._tidy()
+
+    def _tidy(self) -> None:
+        """Throw those out who have left: while no slot is free, nobody comes past them."""
+        self._heap = [waiter for waiter in self._heap if not waiter.gone]
+        heapify(self._heap)
+        self._served = {tree: served for tree, served in self._served.items() if served > self._floor}
 
     def next(self) -> Waiter | None:
         """The waiter to serve now."""

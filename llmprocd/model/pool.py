@@ -5,13 +5,16 @@ comes with httpx2 walks all of them for each request, and polls those that idle.
 Law: a connection is either with one response or in the free list, or closed: whoever is cancelled in between
 leaves it closed.
 
+What a stream costs is waking up for each of its events. So a socket is read no more often than keeps all of
+them together at `READS` a second: a few streams are read at once, a thousand each five times a second.
+
 The protocol itself (HTTP/1.1, TLS, timeouts) is httpcore2's. Proxies named by the environment get httpx2's
 own transports; loopback endpoints are never asked through a proxy.
 """
 
 import ssl
 from collections import deque
-from collections.abc import AsyncIterator, Generator
+from collections.abc import AsyncIterator, Callable, Generator
 from contextlib import aclosing, contextmanager
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any, cast
@@ -23,6 +26,8 @@ import trio
 
 KEEPALIVE = 90.0  # seconds: longer than most tools run
 IDLE = 256  # idle connections kept for one endpoint
+READS = 5000.0  # of sockets, in a second, all streams together
+EAGER = 0.005  # seconds between reads of one stream that are not worth waiting for
 PATIENCE = 5.0  # seconds that closing a connection may take
 
 _LOOPBACK = ("all://127.0.0.1", "all://localhost", "all://[::1]")
@@ -94,6 +99,10 @@ class Pool(httpx2.AsyncBaseTransport):
             stream=_Body(self, line, response),
         )
 
+    def pause(self) -> float:
+        """Seconds between two reads of one stream."""
+        return self.busy / READS
+
     async def aclose(self) -> None:
         """Close what is idle; what is busy closes when its response does."""
         idle = [line for lines in self._idle.values() for line in lines]
@@ -108,7 +117,7 @@ class Pool(httpx2.AsyncBaseTransport):
             if not line.connection.has_expired():
                 return line
             await line.close()
-        return _Line(origin, self.tls, self.keepalive)
+        return _Line(origin, self.tls, self.keepalive, self.pause)
 
     async def release(self, line: "_Line") -> None:
         """Take back the connection of a response that is closed."""
@@ -125,8 +134,15 @@ class Pool(httpx2.AsyncBaseTransport):
 class _Line(httpcore2.AsyncNetworkBackend):
     """A connection, and the socket under it: httpcore2 forgets that one when a TLS handshake is cancelled."""
 
-    def __init__(self, origin: httpcore2.Origin, tls: ssl.SSLContext | None, keepalive: float) -> None:
+    def __init__(
+        self,
+        origin: httpcore2.Origin,
+        tls: ssl.SSLContext | None,
+        keepalive: float,
+        pause: Callable[[], float],
+    ) -> None:
         self.origin = origin
+        self.pause = pause
         self.socket: httpcore2.AsyncNetworkStream | None = None
         self.connection = httpcore2.AsyncHTTPConnection(
             origin, ssl_context=tls, keepalive_expiry=keepalive, network_backend=self
@@ -134,7 +150,7 @@ class _Line(httpcore2.AsyncNetworkBackend):
 
     async def connect_tcp(self, *args: Any, **kwargs: Any) -> httpcore2.AsyncNetworkStream:
         backend = cast("httpcore2.AsyncNetworkBackend", httpcore2.TrioBackend())
-        self.socket = await backend.connect_tcp(*args, **kwargs)
+        self.socket = _Paced(await backend.connect_tcp(*args, **kwargs), self.pause)
         return self.socket
 
     async def close(self) -> None:
@@ -142,6 +158,42 @@ class _Line(httpcore2.AsyncNetworkBackend):
             await self.connection.aclose()
             if self.socket is not None:
                 await self.socket.aclose()
+
+
+class _Paced(httpcore2.AsyncNetworkStream):
+    """A socket that is not read more often than it may."""
+
+    def __init__(self, stream: httpcore2.AsyncNetworkStream, pause: Callable[[], float]) -> None:
+        self._stream = stream
+        self._pause = pause
+        self._next = 0.0
+
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ASYNC109  # httpcore2's
+        now = trio.current_time()
+        if self._next - now > EAGER:
+            await trio.sleep_until(self._next)
+        data = await self._stream.read(max_bytes, timeout)
+        self._next = trio.current_time() + self._pause()
+        return data
+
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ASYNC109  # httpcore2's
+        self._next = 0.0  # a new request: its answer is awaited at once
+        await self._stream.write(buffer, timeout)
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+    async def start_tls(
+        self,
+        ssl_context: ssl.SSLContext,
+        server_hostname: str | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109  # httpcore2's
+    ) -> httpcore2.AsyncNetworkStream:
+        inner = await self._stream.start_tls(ssl_context, server_hostname, timeout)
+        return _Paced(inner, self._pause)
+
+    def get_extra_info(self, info: str) -> Any:
+        return self._stream.get_extra_info(info)
 
 
 class _Body(httpx2.AsyncByteStream):

@@ -133,25 +133,25 @@ def load(db: apsw.Connection, now: float) -> Saved:
 
 
 def _saved(db: apsw.Connection) -> Saved:
+    images = [ImageId(number) for (number,) in db.execute("SELECT id FROM image ORDER BY id")]
     return Saved(
-        procs=[proc for _, proc in _records(db, "proc", Proc)],
-        files=[file for _, file in _records(db, "file", File)],
-        images={ImageId(number): image for number, image in _records(db, "image", Image)},
+        procs=_records(db, "proc", Proc),
+        files=_records(db, "file", File),
+        images=dict(zip(images, _records(db, "image", Image), strict=True)),
         families={Pid(number): fd for number, fd in db.execute("SELECT id, next FROM family")},
         requests=[Request(*row) for row in db.execute("SELECT uid, id, digest, reply, at FROM request")],
         counters=Counters(**dict(db.execute("SELECT name, next FROM counter"))),
     )
 
 
-def _records(db: apsw.Connection, table: str, kind: type[T]) -> Iterator[tuple[int, T]]:
-    """The records of a table with their numbers, in order; the number is column one."""
+def _records(db: apsw.Connection, table: str, kind: type[T]) -> list[T]:
+    """The records of a table, by number. A hundred thousand are usual: nothing else is done for each."""
     decode = msgspec.msgpack.Decoder(kind).decode
-    number = 0
+    found = db.execute(f"SELECT body FROM {table} ORDER BY rowid")  # noqa: S608 - a name of ours
     try:
-        for number, body in db.execute(f"SELECT rowid, body FROM {table} ORDER BY rowid"):  # noqa: S608 - a name of ours
-            yield number, decode(body)
+        return [decode(body) for (body,) in found]
     except msgspec.MsgspecError as error:
-        raise StoreFailed(f"{db.filename} is damaged: {table} {number}: {error}") from error
+        raise StoreFailed(f"{db.filename} is damaged: a record of table {table}: {error}") from error
 
 
 def forget_requests(db: apsw.Connection, now: float) -> None:

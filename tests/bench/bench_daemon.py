@@ -13,6 +13,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import trio
@@ -28,12 +29,12 @@ IMAGE = Image("bench", "", "script", "script", b'{"model":"script","messages":['
 class Daemon:
     """A daemon in a folder."""
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, *options: str) -> None:
         self.path = f"{folder}/s"
         reader, writer = os.pipe()
         begun = time.perf_counter()
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "llmprocd", "--socket", self.path, "--state-dir", f"{folder}/state"],
+            [sys.executable, "-m", "llmprocd", "--socket", self.path, "--state-dir", f"{folder}/state", *options],
             env={**os.environ, "LLMPROC_READY_FD": str(writer)},
             pass_fds=[writer],
             stderr=subprocess.DEVNULL,
@@ -60,10 +61,14 @@ class Daemon:
         self.process.wait()
 
 
-def call(sock: socket.socket, method: str, **params: object) -> object:
+def call(sock: socket.socket, method: str, **params: object) -> Any:
     sock.sendall(msgspec.msgpack.encode([0, 1, method, [params]]))
-    data = sock.recv(1 << 16)
-    return msgspec.msgpack.decode(data)[3]
+    data = sock.recv(1 << 20)
+    while True:
+        try:
+            return msgspec.msgpack.decode(data)[3]
+        except msgspec.DecodeError:
+            data += sock.recv(1 << 20)
 
 
 def spawns(daemon: Daemon, clients: int, each: int) -> tuple[float, float]:

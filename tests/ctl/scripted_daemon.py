@@ -63,6 +63,8 @@ class ScriptedDaemon:
         return thread
 
     def close(self):
+        if self.over.is_set():
+            return
         with self.changed:
             self.over.set()
             self.changed.notify_all()

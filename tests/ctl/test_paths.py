@@ -1,8 +1,10 @@
 """Where the socket and the state are."""
+# ruff: noqa: PTH109
 
 import os
 
 import pytest
+
 from llmprocd.abi import paths
 
 

@@ -1,8 +1,10 @@
 """Durations, sizes, counts and money."""
+# ruff: noqa: E501
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from llmprocctl import units
 
 
@@ -15,7 +17,9 @@ def test_durations(text, seconds):
     assert units.duration(text) == pytest.approx(seconds)
 
 
-@pytest.mark.parametrize("text", ["", " ", "x", "10x", "m", "-5", "1.2.3s", "5 s m", "inf", "nan", "1e3", "٣s"])
+@pytest.mark.parametrize(
+    "text", ["", " ", "x", "10x", "m", "-5", "1.2.3s", "5 s m", "inf", "nan", "1e3", "٣s"]
+)
 def test_what_is_no_duration_is_refused(text):
     """No unit is guessed."""
     with pytest.raises(ValueError, match="duration"):
@@ -60,14 +64,17 @@ def test_no_count_is_wide(number):
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(0, "0:00"), (192, "3:12"), (3731, "1:02:11"), (183_845, "2-03:04:05"), (-3, "0:00")]
+    ("seconds", "text"),
+    [(0, "0:00"), (192, "3:12"), (3731, "1:02:11"), (183_845, "2-03:04:05"), (-3, "0:00")],
 )
 def test_clocks(seconds, text):
     """As ps writes times."""
     assert units.clock(seconds) == text
 
 
-@pytest.mark.parametrize(("amount", "text"), [(0, "$0.00"), (0.41, "$0.41"), (0.0042, "$0.0042"), (12.345, "$12.35")])
+@pytest.mark.parametrize(
+    ("amount", "text"), [(0, "$0.00"), (0.41, "$0.41"), (0.0042, "$0.0042"), (12.345, "$12.35")]
+)
 def test_money(amount, text):
     """Cents; fractions of them while there is no whole one."""
     assert units.dollars(amount) == text

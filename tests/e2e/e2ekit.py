@@ -18,7 +18,7 @@ from typing import Any
 
 import msgpack
 
-PATIENCE = 60.0
+PATIENCE = float(os.environ.get("LLMPROC_TEST_PATIENCE", "60"))
 """Seconds after which a test gives up waiting; generous, since nothing here measures speed."""
 
 CANARY = "sk-ant-canary-0f9d4c1e7b"

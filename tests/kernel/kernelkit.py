@@ -100,7 +100,8 @@ class Disk:
 
     def __init__(self) -> None:
         self.procs: dict[Pid, Proc] = {}
-        self.gone: set[Pid] = set()
+        self.youngest = INIT
+        self.touched: set[Pid] = set()  # whoever was changed since somebody looked
         self.files: dict[FileId, File] = {}
         self.images: dict[ImageId, Image] = {}
         self.families: dict[Pid, int] = {}
@@ -116,11 +117,13 @@ class Disk:
         if not change:
             assert change == Change(), "a change without counters is lost"
             return
-        assert not self.gone & change.procs.keys(), "a pid was used again"
+        for pid in sorted(change.procs.keys() - self.procs.keys()):
+            assert pid > self.youngest, "a pid was used again"
+            self.youngest = pid
         self.procs.update(change.procs)
+        self.touched.update(change.procs)
         for pid in change.gone:
             del self.procs[pid]
-            self.gone.add(pid)
         for node in change.nodes:
             assert node.id not in self.nodes, f"m{node.id} was used twice"
             self.nodes[node.id] = node
@@ -355,11 +358,12 @@ def paths_hold(w: World, known: set[MessageId]) -> None:
     """The law of answers, on the path of every process and of every earlier head; looks at each node once."""
     for p in w.k.procs.values():
         for head in (p.head, *p.tips):
-            while head is not None and head not in known:
-                node = w.disk.nodes[head]
+            above = head
+            while above is not None and above not in known:
+                node = w.disk.nodes[above]
                 links_hold(node, None if node.parent is None else w.disk.nodes[node.parent])
-                known.add(head)
-                head = node.parent
+                known.add(above)
+                above = node.parent
 
 
 def tree_holds(w: World) -> None:

@@ -168,7 +168,10 @@ def test_a_frame_has_its_content_on_lines_of_its_own():
 def test_attributes_cannot_break_out():
     """A value with quotes, brackets or newlines stays one attribute."""
     assert file.attributes({"x": 'a"><b>&\nc'}) == ' x="a&quot;&gt;&lt;b&gt;&amp; c"'
-    assert file.attributes({"yes": True, "no": False, "none": None, "zero": 0}) == ' yes="true" no="false" zero="0"'
+    assert (
+        file.attributes({"yes": True, "no": False, "none": None, "zero": 0})
+        == ' yes="true" no="false" zero="0"'
+    )
 
 
 def test_a_result_frame_is_what_the_contract_shows():
@@ -176,7 +179,8 @@ def test_a_result_frame_is_what_the_contract_shows():
     pages = file.paginate(["one\ntwo\nthree\n"], 8)
     framed = file.result_frame(3, pages, "one\ntwo\n", "bash", "Output exceeds 8 characters.")
     assert framed == (
-        '<fd_result fd="fd:3" pages="2" truncated="true" lines="1-2" total_lines="3" chars="14" source="bash">\n'
+        '<fd_result fd="fd:3" pages="2" truncated="true" lines="1-2" total_lines="3" chars="14" '
+        'source="bash">\n'
         "<message>Output exceeds 8 characters.</message>\n<preview>\none\ntwo\n\n</preview>\n</fd_result>"
     )
 
@@ -240,7 +244,9 @@ def opened():
     w = World()
     p = w[w.spawn()]
     for name in ("a", "b"):
-        p, _ = file.add(w.k, p, File(FileId(w.k.take("file")), 1, complete=True, origin="bash"), name.encode())
+        p, _ = file.add(
+            w.k, p, File(FileId(w.k.take("file")), 1, complete=True, origin="bash"), name.encode()
+        )
     p = file.refer(w.k, p, "x", File(FileId(w.k.take("file")), 1, complete=True, origin="ref:x"), b"r")
     w.k.put(p)
     w.commit()
@@ -271,7 +277,9 @@ def test_a_process_with_nothing_open_is_told_so():
         file.lookup(w[w.spawn()], "fd:3")
 
 
-@pytest.mark.parametrize("text", ["", "fd:", "x", "fd:x", "-3", "fd:-3", "3.0", "²", "٣", "fd:9999999999", " 3"])
+@pytest.mark.parametrize(
+    "text", ["", "fd:", "x", "fd:x", "-3", "fd:-3", "3.0", "²", "٣", "fd:9999999999", " 3"]
+)
 def test_what_is_no_number_is_ebadf(text):
     """Also digits that are none, and numbers beyond all reason."""
     with pytest.raises(KernelError) as caught:

@@ -60,7 +60,7 @@ def every() -> list[Proc]:
 
 
 def test_a_process_told_to_rest_never_asks_the_model():
-    """While it rests the step is input, sleep or exit: else it would be asked for ever, after each restart."""
+    """While it rests the step is input, sleep or exit: else it would be asked for ever."""
     resting = [p for p in every() if p.rest and p.at in {At.USER, At.PAUSE, At.DONE}]
     assert resting
     assert not any(isinstance(step.next_step(p), Infer | RunTools) for p in resting)

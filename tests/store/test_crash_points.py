@@ -1,5 +1,6 @@
 """Named points at which the daemon can be made to die."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +21,7 @@ def life(folder: Path, mode: str = "blobs", count: int = 3, **env: str) -> tuple
     """One run of a writer; its exit status, and what it acknowledged."""
     run = subprocess.run(
         [sys.executable, "storechild.py", mode, str(folder), "1", str(count)],
-        cwd=HERE, env=env, capture_output=True, text=True, timeout=60, check=False,
+        cwd=HERE, env=os.environ | env, capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     return run.returncode, sorted(int(line) for line in run.stdout.split())
 

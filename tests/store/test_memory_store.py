@@ -4,6 +4,7 @@ import pytest
 import trio
 from storekit import chunk, event, numbered, running
 
+from llmprocd.abi.errno import KernelError
 from llmprocd.abi.types import FileId, MessageId, Pid
 from llmprocd.kernel.state import Change, File
 from llmprocd.store import memory
@@ -86,7 +87,10 @@ async def test_a_survivor_shares_nothing_with_the_dead():
         after = store.crash()
     after.submit(Change(chunks=[chunk(5, 3, b"two")]))
     assert await after.read(File(FileId(5), 6, complete=False, origin="x"), 0, 9) == b"onetwo"
-    assert await after.crash().read(File(FileId(5), 3, complete=False, origin="x"), 0, 9) == b"one"
+    third = after.crash()
+    assert await third.read(File(FileId(5), 3, complete=False, origin="x"), 0, 9) == b"one"
+    with pytest.raises(KernelError):
+        await third.read(File(FileId(5), 6, complete=False, origin="x"), 0, 9)
 
 
 async def test_old_events_make_room():

@@ -46,8 +46,9 @@ async def whole(folder: str) -> set[int]:
                 *want.nodes,
                 *want.events,
             ]
+        for n in [n for n in procs if files[n].disk or n % 10 == 0]:
             held = await store.read(files[n], 0, 10**6)
-            assert held == (contents(n) if files[n].disk else want.chunks[0].data)
+            assert held == (contents(n) if files[n].disk else numbered(n).chunks[0].data)
         assert saved.counters.pid - 1 in procs or not procs
         return set(procs)
     finally:

@@ -199,6 +199,26 @@ def test_paths_and_trees_are_those_that_were_grown(data, parents, tmp_path_facto
     trio.run(main)
 
 
+async def test_a_path_ends_where_it_is_told_to(tmp_path_factory):
+    """Read from the disk, in one piece and in several, it stops below the node that the caller has."""
+    nodes = [node(n, n - 1 or None) for n in range(1, 2501)]
+    for store in both(tmp_path_factory, cache_bytes=0):
+        async with running(store):
+            await store.wait_durable(store.submit(Change(nodes=nodes)))
+            for head, stop in ((2500, 1), (2500, 1500), (2500, 1499), (2500, 2499), (7, 7), (7, 8)):
+                want = nodes[stop:head] if stop <= head else nodes[:head]
+                assert await store.path(MessageId(head), MessageId(stop)) == want
+            assert await store.path(MessageId(2500)) == nodes
+
+
+async def test_a_page_of_a_tree_is_never_longer_than_asked_for(store):
+    """Even when one part of it is durable and the other is not."""
+    async with running(store):
+        await store.wait_durable(store.submit(Change(nodes=[node(n, n - 1 or None) for n in range(1, 11)])))
+        store.submit(Change(nodes=[node(n, n - 1) for n in range(11, 21)]))
+        assert [n.id for n in await store.tree([MessageId(20)], 5, 10)] == list(range(6, 16))
+
+
 async def test_a_message_that_is_not_there(store):
     """A path to nowhere is ENOENT, a single node is None."""
     async with running(store):

@@ -1,0 +1,71 @@
+"""A thousand processes that stream at once, and what it is like to look at them meanwhile.
+
+A real daemon, a real HTTP model server (the built-in one, as a process of its own) and `proc.list` again and
+again beside it. Prints a table; wall times are of this machine in this run.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from bench_daemon import Daemon, call
+
+PROGRAM = """
+[model]
+name = "script"
+provider = "anthropic"
+[file_descriptor]
+enabled = false
+"""
+
+WORDS = "word " * 200
+PROMPT = f"!delay {{delay}}\n!say {WORDS}"
+
+
+def main() -> None:
+    count = int(sys.argv[1]) if len(sys.argv) > 1 else 1000
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "llmprocd.model.script", "--port", "0"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as model:
+            assert model.stdout is not None
+            url = json.loads(model.stdout.readline())["url"]
+            os.environ |= {"ANTHROPIC_BASE_URL": url, "ANTHROPIC_API_KEY": "bench"}
+            Path(folder, "p.toml").write_text(PROGRAM, encoding="utf-8")
+            Path(folder, "config.toml").write_text(f"slots = {count}\n", encoding="utf-8")
+            stream(folder, count)
+            model.terminate()
+
+
+def stream(folder: str, count: int) -> None:
+    daemon = Daemon(folder, "--config", f"{folder}/config.toml")
+    time.sleep(3)
+    with daemon.connect() as sock:
+        begun, cpu = time.perf_counter(), daemon.cpu()
+        for _ in range(count):
+            call(sock, "proc.spawn", program=f"{folder}/p.toml", prompt=PROMPT.format(delay=0.05))
+        spawned = time.perf_counter() - begun
+        delays: list[float] = []
+        living = count
+        while living:
+            before = time.perf_counter()
+            procs = call(sock, "proc.list")["procs"]
+            delays.append(1000 * (time.perf_counter() - before))
+            living = sum(proc["stat"] != "Z" for proc in procs)
+            time.sleep(0.1)
+        took, spent = time.perf_counter() - begun, daemon.cpu() - cpu
+        failed = sum(proc["status"] != 0 for proc in call(sock, "proc.list")["procs"])
+    print(f"{count} processes, 200 deltas each, one every 50 ms at best: {took:.1f} s, {failed} failed")
+    print(f"  spawned in {spawned:.2f} s; daemon CPU {1000 * spent / count:.1f} ms a process, {spent / took:.0%} of a core")
+    print(f"  proc.list of all of them: median {statistics.median(delays):.1f} ms, "
+          f"p99 {statistics.quantiles(delays, n=100)[98]:.1f} ms, {len(delays)} samples")
+    print(f"  resident: {daemon.rss() / 1e6:.0f} MB")
+    daemon.stop()
+
+
+if __name__ == "__main__":
+    main()
