@@ -53,6 +53,7 @@ class Client:
         self._buf = bytearray()
         self._skipper: _mini.Skipper | None = None
         self._done: dict[int, tuple[Any, Any]] = {}
+        self._pushed: list[Any] = []
         self._dropped: set[int] = set()
 
     def call(self, method: str, /, **params: "Any") -> "Any":
@@ -81,6 +82,15 @@ class Client:
     def answered(self, msgid: int) -> bool:
         """Whether `take` would not wait."""
         return msgid in self._done
+
+    def has_pushed(self) -> bool:
+        """Whether `pushed` would give anything."""
+        return bool(self._pushed)
+
+    def pushed(self) -> "list[tuple[str, Any]]":
+        """The notifications since the last look: method and argument."""
+        frames, self._pushed = self._pushed, []
+        return [(frame[1], frame[2][0]) for frame in frames if len(frame) == 3 and as_list(frame[2])]
 
     def tell(self, method: str, /, **params: "Any") -> None:
         """Ask, and do not care for the result."""
@@ -164,16 +174,18 @@ class Client:
             self._hear(frame)
 
     def _hear(self, frame: "Any") -> None:
-        """Keep a response. Nothing else is asked for, so anything else is somebody else's mistake."""
-        response = as_list(frame)
-        if not response:
+        """Keep a response or a notification. A request is not for us: tools are registered by others."""
+        parts = as_list(frame)
+        if not parts:
             raise ValueError("a frame is no array")
-        if response[0] == 1 and len(response) == 4:
-            msgid = response[1]
+        if parts[0] == 2:
+            self._pushed.append(parts)
+        if parts[0] == 1 and len(parts) == 4:
+            msgid = parts[1]
             if msgid in self._dropped:
                 self._dropped.discard(msgid)
             else:
-                self._done[msgid] = response[2], response[3]
+                self._done[msgid] = parts[2], parts[3]
 
 
 def connect(path: str) -> _socket.socket:

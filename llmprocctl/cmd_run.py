@@ -9,7 +9,7 @@ an attempt may yet take back.
 import os
 import time
 
-from llmprocctl import launch, render
+from llmprocctl import launch, render, talk
 from llmprocctl import session as sessions
 from llmprocctl.client import Client, LostError, RefusedError, UnreachableError
 from llmprocctl.interrupts import Interrupts
@@ -32,71 +32,116 @@ _ESCALATION = ("INT", "TERM", "KILL")
 class Output:
     """fd 1 or 2, byte for byte."""
 
-    def __init__(self, pid: int, fd: int = 1) -> None:
-        self._pid = pid
-        self._fd = fd
+    def __init__(self, client: Client, pid: int, fd: int = 1) -> None:
+        self._client = client
+        self._where = {"pid": pid, "fd": fd}
+        self._write = render.put_bytes if fd == 1 else _complain_bytes
         self._offset = 0
+        self._reading = 0  # the request that is under way
+        self._complete = False
 
-    def ask(self, client: Client, wait_ms: int) -> int:
-        """Send a request for what comes next."""
-        given = {"pid": self._pid, "fd": self._fd, "offset": self._offset, "count": _CHUNK}
-        return client.send("fd.read", **given, wait_ms=wait_ms or None)
+    def prepare(self) -> None:
+        """Ask for what comes next."""
+        if not self._reading and not self._complete:
+            self._reading = self._ask(_LONG_POLL)
 
-    def show(self, client: Client, msgid: int) -> bool:
-        """Write it; False at the end of the file."""
-        reply = client.take(msgid)
+    def is_fresh(self) -> bool:
+        """Whether there is something to show."""
+        return self._reading > 0 and self._client.answered(self._reading)
+
+    def show(self) -> None:
+        """Write what has come."""
+        self._take(self._reading)
+        self._reading = 0
+
+    def drain(self) -> bool:
+        """Write all that is left; whether that was anything."""
+        if self.is_fresh():
+            self.show()
+        elif self._reading:
+            self._client.drop(self._reading)
+        begin = self._offset
+        while not self._complete and self._take(self._ask(None)):
+            pass
+        return self._offset > begin
+
+    def _ask(self, wait_ms: int | None) -> int:
+        return self._client.send("fd.read", **self._where, offset=self._offset, count=_CHUNK, wait_ms=wait_ms)
+
+    def _take(self, msgid: int) -> bool:
+        reply = self._client.take(msgid)
         data: bytes = reply["data"]
         self._offset += len(data)
-        if self._fd == 1:
-            render.put_bytes(data)
-        else:
-            os.write(2, render.shown(data.decode(errors="backslashreplace")).encode())
-        return not reply["eof"]
-
-    def drain(self, client: Client) -> bool:
-        """Write what is there; whether that was anything."""
-        begin = self._offset
-        before = -1
-        while self._offset != before:
-            before = self._offset
-            if not self.show(client, self.ask(client, 0)):
-                break
-        return self._offset > begin
+        self._complete = reply["eof"]
+        self._write(data)
+        return bool(data)
 
 
 class Live:
-    """Events, as a person reads them."""
+    """Events, as a person reads them.
 
-    def __init__(self, pid: int, after: int, *, activity: bool) -> None:
-        self._pid = pid
-        self._after = after
+    They are pushed: text as it comes is not kept for those who come back for more.
+    """
+
+    def __init__(self, client: Client, *, activity: bool) -> None:
+        self._client = client
         self._talk = Talk(activity=activity)
+        self._seen = client.call("events.read", max=1)["next_seq"]
+        self._sub = client.call("events.subscribe", after_seq=self._seen, types=talk.SHOWN)["sub"]
+        self._pid = 0
 
-    def ask(self, client: Client, wait_ms: int) -> int:
-        """Send a request for what comes next."""
-        return client.send("events.read", after_seq=self._after, pids=[self._pid], wait_ms=wait_ms or None)
+    def narrow(self, pid: int) -> None:
+        """From now on that process's only."""
+        self._pid = pid
+        self.show()  # what was pushed while it was being started
+        all_, given = self._sub, {"pids": [pid], "types": talk.SHOWN}
+        self._sub = self._client.call("events.subscribe", after_seq=self._seen, **given)["sub"]
+        self._client.tell("events.unsubscribe", sub=all_)
 
-    def show(self, client: Client, msgid: int) -> bool:
-        """Show them; True, since there may always be more."""
-        self._show(client.take(msgid))
-        return True
+    def prepare(self) -> None:
+        """Nothing: they come by themselves."""
 
-    def drain(self, client: Client) -> None:
+    def is_fresh(self) -> bool:
+        """Whether there is something to show."""
+        return self._client.has_pushed()
+
+    def show(self) -> None:
         """Show what has happened."""
-        while self._show(client.take(self.ask(client, 0))):
-            pass
+        for method, told in self._client.pushed():
+            if method == "event":
+                self._show(told["events"])
 
-    def _show(self, reply: "dict[str, Any]") -> int:
-        self._after = reply["next_seq"]
-        for event in reply["events"]:
-            self._talk.show(event)
-        return len(reply["events"])
+    def drain(self) -> None:
+        """Show all that has happened until now."""
+        self.show()
+        while True:
+            reply = self._client.call("events.read", after_seq=self._seen, pids=[self._pid])
+            if not reply["events"]:
+                return
+            self._show(reply["events"])
+
+    def _show(self, events: "list[Any]") -> None:
+        """Show those that are new: while there are two subscriptions, some come twice."""
+        for event in events:
+            if event["seq"] > self._seen and event["pid"] == self._pid:
+                self._talk.show(event)
+            self._seen = max(self._seen, event["seq"])
 
 
 class Silent:
     """Nothing is shown."""
 
-    def drain(self, client: Client) -> None:
+    def prepare(self) -> None:
+        """Nothing."""
+
+    def is_fresh(self) -> bool:
+        """Never."""
+        return False
+
+    def show(self) -> None:
+        """Nothing."""
+
+    def drain(self) -> None:
         """Nothing."""
 
 
@@ -107,8 +152,6 @@ class Watch:
         self.client = client
         self.pid = pid
         self._source = source
-        self._reading = 0  # the request for more that is under way
-        self._at_end = False
         self._ending = client.send("proc.wait", pids=[pid], collect=collect)
 
     @property
@@ -118,24 +161,18 @@ class Watch:
 
     def step(self, timeout_s: float | None, also: tuple[int, ...]) -> set[int]:
         """Wait for something to happen, and show it; which of the other descriptors can be read."""
-        source = self._source
-        if not isinstance(source, Silent) and not self._reading and not self._at_end:
-            self._reading = source.ask(self.client, _LONG_POLL)
-        if self._reading and self.client.answered(self._reading):
+        self._source.prepare()
+        if self._source.is_fresh():
             timeout_s = 0  # it came while another answer was waited for
         ready = self.client.pump(timeout_s, also)
-        if not isinstance(source, Silent) and self._reading and self.client.answered(self._reading):
-            self._at_end = not source.show(self.client, self._reading)
-            self._reading = 0
+        if self._source.is_fresh():
+            self._source.show()
         return ready
 
     def status(self) -> int:
         """Show what is left, and tell the exit status."""
         row = self.client.take(self._ending)["procs"][0]
-        if self._reading:
-            self.client.drop(self._reading)
-        if not self._at_end:
-            self._source.drain(self.client)
+        self._source.drain()
         return row["status"]
 
     def signal(self, name: str) -> None:
@@ -158,7 +195,8 @@ def run(
     words = () if prompt == ("-",) else prompt
     stdin = launch.read_stdin() if prompt == ("-",) or not (no_stdin or os.isatty(0)) else launch.Stdin()
     try:
-        after = _now(session.starting()) if render.is_terminal() and not json else None
+        client = session.starting()
+        live = Live(client, activity=False) if render.is_terminal() and not json else None
         pid = launch.spawn(session, program=program, words=words, stdin=stdin, **options)
     except launch.CannotStartError as exc:
         session.say(str(exc))
@@ -166,7 +204,10 @@ def run(
     finally:
         stdin.close()
     try:
-        source = Silent() if json else Output(pid) if after is None else Live(pid, after, activity=False)
+        source = Silent() if json else Output(session.client, pid)
+        if live is not None:
+            live.narrow(pid)
+            source = live
         status, timed_out = _watched(Watch(session.client, pid, source), timeout)
         _conclude(session, pid, status, json=json, remove=remove)
     except LostError as exc:
@@ -182,7 +223,9 @@ def attach(session: Session, *, pid: str) -> int:
     if row["status"] is not None:
         session.fault(pid, f"it has ended with status {row['status']} (llmprocctl logs {pid})")
         return session.status
-    watch = Watch(client, target, Live(target, _now(client), activity=True), collect=False)
+    live = Live(client, activity=True)
+    live.narrow(target)
+    watch = Watch(client, target, live, collect=False)
     if not os.isatty(0):
         return _attached(watch, None)
     from llmprocctl.keyboard import Keyboard
@@ -235,19 +278,19 @@ def _typed(watch: Watch, lines: list[str] | None) -> bool:
     return lines is not None
 
 
-def _now(client: Client) -> int:
-    """The number of the last event."""
-    return client.call("events.read", max=1)["next_seq"]
-
-
 def _conclude(session: Session, pid: int, status: int, *, json: bool, remove: bool) -> None:
     """The result, or why there is none."""
     if json:
         row = session.call("proc.get", pids=[pid])["procs"][0]
         render.put_json([{"pid": pid, **(row.get("run") or {}), "status": status}])
-    elif status and not Output(pid, fd=2).drain(session.client):
+    elif status and not Output(session.client, pid, fd=2).drain():
         row = session.call("proc.get", pids=[pid])["procs"][0]
         if row.get("reason") not in {None, "", "exit"}:
             session.say(f"process {pid}: {render.cell(row['reason'])}")
     if remove:
         session.call("proc.remove", pids=[pid])
+
+
+def _complain_bytes(data: bytes) -> None:
+    """What the process complained of goes to stderr."""
+    os.write(2, render.shown(data.decode(errors="backslashreplace")).encode())

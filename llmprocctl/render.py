@@ -43,7 +43,7 @@ def put_json(values: "Iterable[Any]") -> None:
 
     lines = [dumps(value, ensure_ascii=False, default=_as_text) for value in values]
     if lines:
-        put("\n".join(lines) + "\n")
+        put(text("\n".join(lines)) + "\n")
 
 
 def put_table(rows: "Sequence[Sequence[str]]", headers: "Sequence[str]", right: "Iterable[int]" = ()) -> None:

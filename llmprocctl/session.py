@@ -117,6 +117,9 @@ class Session:
                 found[word] = self.pid(word)
             except RefusedError as error:
                 self.fault(prefix + word, error)
+            except UsageError as exc:
+                self.failed = True
+                self.say(f"{prefix}{exc}")
         return found
 
     def each(self, words: "Iterable[str]", send: "Callable[[int], int]", prefix: str = "") -> int:

@@ -160,3 +160,5 @@ TOLD: "dict[str, Callable[[Event], str]]" = {
     "limit": _limit,
     "exit": _exit,
 }
+SHOWN = ["text", "api_response", "turn_end", *TOLD]
+"""The types of events that Talk has something to do with."""

@@ -22,7 +22,7 @@ from llmprocd.abi.errno import Errno, KernelError
 from llmprocd.abi.types import MessageId, Pid
 from llmprocd.config import Config
 from llmprocd.kernel import history, step
-from llmprocd.kernel.state import Change, Image, Kernel, Node, Proc, Reply, Run
+from llmprocd.kernel.state import Change, Image, Kernel, Limit, Node, Proc, Reply, Run
 from llmprocd.model.body import Transcript
 from llmprocd.model.protocol import Model
 from llmprocd.model.sse import Turn
@@ -56,12 +56,33 @@ class Started(msgspec.Struct):
     scope: trio.CancelScope
 
 
+SEQS = 10_000
+"""Event numbers that are reserved at a time: one that somebody has seen must not come again after a crash."""
+
+
 class RunWaiter:
     """Somebody who waits for the end of one run."""
 
     def __init__(self) -> None:
         self.done = trio.Event()
         self.proc: Proc | None = None
+
+
+class EndWaiter:
+    """Somebody who waits for the ends of processes, and keeps each as it was then."""
+
+    def __init__(self, left: set[Pid], ended: dict[Pid, Proc], *, any_: bool) -> None:
+        self.done = trio.Event()
+        self.left = left
+        self.ended = ended
+        self.any = any_
+
+    def note(self, proc: Proc) -> None:
+        """One of them has ended."""
+        self.left.discard(proc.pid)
+        self.ended[proc.pid] = proc
+        if self.any or not self.left:
+            self.done.set()
 
 
 class Machine:
@@ -97,11 +118,13 @@ class Machine:
         self._tasks: set[Pid] = set()
         self._steps: dict[Pid, Started] = {}
         self._doing: dict[Pid, dict[str, str]] = {}
-        self._runs: dict[tuple[Pid, int], list[RunWaiter]] = {}
+        self._runs: dict[Pid, dict[int, list[RunWaiter]]] = {}
+        self._ends: dict[Pid, set[EndWaiter]] = {}
         self._alarms: dict[Pid, trio.CancelScope] = {}
         self._transcripts: dict[Pid, tuple[MessageId | None, Transcript, int]] = {}
         self._kept = 0
         self._published = 0
+        self._reserved = kernel.counters.seq  # event numbers below are on disk as used up
         self.on_alarm: Callable[[Pid, str], Awaitable[None]] | None = None
         self.stopping = trio.Event()
         self.started = clock()
@@ -141,13 +164,20 @@ class Machine:
         if not change:
             return self.ticket
         change.why.append(why)
+        self._reserve(change)
         self.ticket = self.store.submit(change)
         self._publish(change)
         for proc in change.procs.values():
             self._react(proc)
-        for pid in change.gone:
-            self.waits.wakeup(("exit", pid))
         return self.ticket
+
+    def _reserve(self, change: Change) -> None:
+        """Write down more event numbers as used up than there are, for those that are told at once."""
+        counters = change.counters
+        assert counters is not None
+        if counters.seq > self._reserved - SEQS // 2:
+            self._reserved = counters.seq + SEQS
+        counters.seq = self._reserved
 
     def room(self, count: int) -> None:
         """Refuse new processes when there are too many (EAGAIN) or the disk is nearly full (ENOSPC)."""
@@ -177,6 +207,8 @@ class Machine:
         event = (k.loose or events)[-1]
         k.loose.clear()
         self._published = event.seq
+        if event.seq >= self._reserved:
+            self.commit("reserve")
         if self.console.publish([event], self.ticket, self.store.durable):
             self.waits.wakeup("events")
 
@@ -192,7 +224,10 @@ class Machine:
                 proc = self.kernel.procs[pid]
                 if proc.live:
                     self._react(proc)
-            await trio.sleep_forever()
+            try:
+                await trio.sleep_forever()
+            finally:
+                self._nursery = None
 
     def _close_files(self) -> None:
         """Files that an earlier life's commands were writing to grow no more."""
@@ -211,15 +246,17 @@ class Machine:
         elif pid not in self._tasks and not isinstance(step.next_step(proc), step.Sleep):
             self._tasks.add(pid)
             self.background(self._live, self, pid)
-        if proc.live and (proc.wall.soft or proc.wall.hard) and pid not in self._alarms:
+        if proc.live and proc.wall != Limit() and pid not in self._alarms:
             self.background(self._alarm, pid)
         self._answer_runs(proc)
         self.waits.wakeup(("proc", pid))
 
     def _ended(self, proc: Proc) -> None:
         pid = proc.pid
-        self.waits.wakeup(("exit", pid))
+        for waiter in self._ends.pop(pid, ()):
+            waiter.note(proc)
         self._forget(pid)
+        self.fresh.pop(pid, None)
         if pid in self._alarms:
             self._alarms[pid].cancel(reason="the process ended")
         self.background(self.spawner.kill_all, pid)
@@ -255,8 +292,9 @@ class Machine:
 
     def waits_for(self, pid: Pid, what: str, key: str = "") -> None:
         self._doing.setdefault(pid, {})[key] = what
-        if self.console.readers:
-            self.announce("state", pid, stat=self.stat(self.kernel.procs[pid]), wchan=what)
+        proc = self.kernel.procs.get(pid)
+        if self.console.readers and proc is not None:
+            self.announce("state", pid, stat=self.stat(proc), wchan=what)
 
     def wchan(self, proc: Proc) -> str:
         """What a process waits for."""
@@ -283,13 +321,39 @@ class Machine:
 
     # --- what others wait for ----------------------------------------------------------------------
 
-    async def wait_ended(self, pids: Sequence[Pid], *, any_: bool = False) -> None:
-        """Wait until all (or any) of some processes have ended or are gone."""
-        while True:
-            living = [pid for pid in pids if pid in self.kernel.procs and self.kernel.procs[pid].live]
-            if not living or (any_ and len(living) < len(pids)):
-                return
-            await self.waits.sleep(*(("exit", pid) for pid in (living if any_ else living[:1])))
+    async def wait_ended(
+        self, pids: Sequence[Pid], *, any_: bool = False, ended: dict[Pid, Proc] | None = None
+    ) -> dict[Pid, Proc]:
+        """Wait until all (or any) of some processes have ended or are gone.
+
+        Args:
+            pids: the processes; one that is gone already is not waited for.
+            any_: one end is enough.
+            ended: filled with those that have ended, for a caller that may give up waiting.
+
+        Returns:
+            those that have ended, as they were then: others may remove them meanwhile.
+        """
+        ended = {} if ended is None else ended
+        procs = [p for p in map(self.kernel.procs.get, pids) if p is not None]
+        ended.update((p.pid, p) for p in procs if not p.live)
+        left = {p.pid for p in procs if p.live}
+        if not left or (any_ and len(left) < len(set(pids))):
+            return ended
+        waiter = EndWaiter(left, ended, any_=any_)
+        for pid in left:
+            self._ends.setdefault(pid, set()).add(waiter)
+        try:
+            await waiter.done.wait()
+        finally:
+            self._end_no_more(waiter)
+        return ended
+
+    def _end_no_more(self, waiter: EndWaiter) -> None:
+        for pid in waiter.left:
+            self._ends[pid].discard(waiter)
+            if not self._ends[pid]:
+                del self._ends[pid]
 
     async def wait_run(self, pid: Pid, seq: int) -> Proc:
         """Wait for the end of the run that a message began; the process as it was then."""
@@ -297,31 +361,26 @@ class Machine:
         if proc.run.seq == seq and proc.run.ended:
             return proc
         waiter = RunWaiter()
-        waiters = self._runs.setdefault((pid, seq), [])
-        waiters.append(waiter)
+        runs = self._runs.setdefault(pid, {})
+        runs.setdefault(seq, []).append(waiter)
         try:
             await waiter.done.wait()
         finally:
-            waiters.remove(waiter)
-            if not waiters:
-                self._runs.pop((pid, seq), None)
+            runs[seq].remove(waiter)
+            if not runs[seq]:
+                del runs[seq]
+            if not runs:
+                del self._runs[pid]
         assert waiter.proc is not None
         return waiter.proc
 
     def _answer_runs(self, proc: Proc) -> None:
-        if not self._runs:
-            return
-        if proc.run.ended:
-            self._answer(proc, proc.run.seq)
-        if not proc.live:
-            for pid, seq in [key for key in self._runs if key[0] == proc.pid]:
-                assert pid == proc.pid
-                self._answer(proc, seq)
-
-    def _answer(self, proc: Proc, seq: int) -> None:
-        for waiter in self._runs.get((proc.pid, seq), ()):
-            waiter.proc = waiter.proc or proc
-            waiter.done.set()
+        for seq, waiters in self._runs.get(proc.pid, {}).items():
+            if proc.run.seq == seq and proc.run.ended:
+                _answer(waiters, proc)
+            elif not proc.live:  # it never came to that run
+                never = Run(seq=seq, began=proc.ended, ended=proc.ended)
+                _answer(waiters, msgspec.structs.replace(proc, run=never))
 
     async def message(self, proc: Proc) -> str:
         """The last message of a process: its last words, or what the model said last."""
@@ -410,15 +469,21 @@ class Machine:
         if pid in self._alarms:
             return
         changed = True
-        while changed and self.kernel.procs[pid].live:
+        while changed and (proc := self.kernel.procs.get(pid)) is not None and proc.live:
             with trio.CancelScope() as scope:
                 self._alarms[pid] = scope
-                await self._ring(self.kernel.procs[pid])
+                await self._ring(proc)
             changed = scope.cancelled_caught
-        del self._alarms[pid]
+        self._alarms.pop(pid, None)
 
     async def _ring(self, proc: Proc) -> None:
         for which, bound in (("soft", proc.wall.soft), ("hard", proc.wall.hard)):
             if bound is not None and self.on_alarm is not None:
                 await trio.sleep(max(0.0, proc.began + bound - self._clock()))
                 await self.on_alarm(proc.pid, which)
+
+
+def _answer(waiters: Sequence[RunWaiter], proc: Proc) -> None:
+    for waiter in waiters:
+        waiter.proc = waiter.proc or proc
+        waiter.done.set()

@@ -4,12 +4,14 @@ Preparing takes time and happens first (`shape`); keeping is synchronous and par
 (`keep`). The contents are on disk before the row that names them.
 """
 
+import os
 from functools import partial
 from pathlib import Path
 
 import msgspec
 import trio
 
+from llmprocd.abi.errno import KernelError
 from llmprocd.abi.types import FileId, Pid
 from llmprocd.kernel import file as files
 from llmprocd.kernel.file import Pages
@@ -37,7 +39,29 @@ class Shaped(msgspec.Struct, frozen=True):
 
 
 async def shape(m: Machine, image: Image, answer: Output, source: str) -> Shaped:
-    """Decide whether an answer becomes a file, and prepare that file."""
+    """Decide whether an answer becomes a file, and prepare that file.
+
+    A file that cannot be kept (ENOSPC) is an error that the model reads.
+    """
+    try:
+        return await _shaped(m, image, answer, source)
+    except (KernelError, OSError) as error:
+        _abandon(answer)
+        return Shaped(text=f"The output could not be kept: {error}", is_error=True)
+    except trio.Cancelled:
+        _abandon(answer)
+        raise
+
+
+def _abandon(answer: Output) -> None:
+    """Leave nothing of an answer that will not land."""
+    if answer.running is not None:
+        answer.running.kill()
+    if answer.spool:
+        Path(answer.spool).unlink(missing_ok=True)
+
+
+async def _shaped(m: Machine, image: Image, answer: Output, source: str) -> Shaped:
     paging = image.paging
     if answer.running is not None:
         return await _growing(m, paging, answer, source)
@@ -72,6 +96,7 @@ async def _spooled(m: Machine, paging: Paging, answer: Output, source: str) -> S
     direct = paging.max_direct_output_chars
     if not paging.enabled or view.pages.total_chars <= direct:
         text = await m.pager.between(view, 0, view.pages.bytes[-1])
+        _remove(m, number)
         return Shaped(text=text, is_error=answer.is_error)
     preview = await m.pager.read_pages(view, 1, 1)
     record = msgspec.structs.replace(record, chars=view.pages.total_chars, lines=view.pages.total_lines)
@@ -99,8 +124,17 @@ def keep(k: Kernel, p: Proc, shaped: Shaped) -> tuple[Proc, str]:
 
 def discard(m: Machine, shaped: Shaped) -> None:
     """Nobody wants the answer any more."""
+    if shaped.running is not None:
+        _abandon(shaped.running)
     if shaped.file is not None and shaped.file.disk:
-        Path(m.store.disk_path(shaped.file.id)).unlink(missing_ok=True)
+        _remove(m, shaped.file.id)
+
+
+def _remove(m: Machine, number: FileId) -> None:
+    """Remove contents that no record names, and the view beside them."""
+    path = m.store.disk_path(number)
+    Path(path).unlink(missing_ok=True)
+    Path(f"{path}.shown").unlink(missing_ok=True)
 
 
 def watch(m: Machine, pid: Pid, shaped: Shaped) -> None:
@@ -112,9 +146,16 @@ def watch(m: Machine, pid: Pid, shaped: Shaped) -> None:
 async def _complete(m: Machine, pid: Pid, started: Output, record: File) -> None:
     path = m.store.disk_path(record.id)
     status = await shell.see_out(msgspec.structs.replace(started, spool=path))
-    size = (await trio.Path(path).stat()).st_size
+    size = await trio.to_thread.run_sync(_synced, path)
     k = m.begin()
     k.put_file(msgspec.structs.replace(record, size=size, complete=True))
     k.emit("tool_end", pid, tool=record.origin, file=record.id, status=status)
     m.commit("background_ended")
     m.waits.wakeup(("file", record.id))
+
+
+def _synced(path: str) -> int:
+    """Make a file's bytes durable, before a record says that they are all there; how many there are."""
+    with Path(path).open("rb") as file:
+        os.fdatasync(file.fileno())
+        return os.fstat(file.fileno()).st_size

@@ -76,6 +76,8 @@ async def infer(m: Machine, p: Proc) -> None:
     image = k.image(p)
     pieces = (await m.transcript(p)).pieces(image)
     await m.wait_durable()
+    if proc.current(m.kernel, p) is None:
+        return
     m.announce("turn_start", p.pid, head=f"m{p.head}", run=p.run.seq)
     answer = await ask(m, p, image, pieces)
     if answer is None:
@@ -217,27 +219,41 @@ async def run_tools(m: Machine, p: Proc) -> None:
         return
     image = k.image(now)
     if m.fresh.pop(p.pid, None) != p.head:
-        now = begin_again(k, now, node, image)
-        m.commit("tools_begun")
-        if now is None:
-            return
+        now = give_up_on_lost(k, now, node)
+    now = begin(k, now, node, image)
+    m.commit("tools_begun")
+    if now is None:
+        return
     asked = sort(image, now, proc.unanswered(now, node))
     await m.wait_durable()
+    if not may_start(m, p):
+        return
     async with trio.open_nursery() as nursery:
         for call in asked.plain:
             nursery.start_soon(one_tool, m, p, node, image, call)
     await fork_goto_exit(m, p, node, asked)
 
 
-def begin_again(k: Kernel, p: Proc, node: Node, image: Image) -> Proc | None:
-    """Take up the calls of a turn that was cut off, or held by STOP; None when none of them is left."""
-    p = give_up_on_lost(k, p, node)
+def begin(k: Kernel, p: Proc, node: Node, image: Image) -> Proc | None:
+    """Write down what is about to start and is not yet; None when no call of the turn is left.
+
+    Most was written with the answer itself: not after a turn was cut off or held by STOP, nor when the
+    program is another by now.
+    """
     left = proc.unanswered(p, node)
     if not left:
         proc.retire_tools(k, p, node)
         return None
-    ids = ids_with_effects(image, p, left)
-    return proc.begin_tools(k, p, tuple(ids)) if ids else p
+    ids = tuple(id_ for id_ in ids_with_effects(image, p, left) if id_ not in p.begun)
+    return proc.begin_tools(k, p, ids) if ids else p
+
+
+def may_start(m: Machine, p: Proc) -> bool:
+    """Has nobody stopped or interrupted the process while its beginnings went to disk?"""
+    now = proc.current(m.kernel, p)
+    if now is not None and now.stopped and p.head is not None:
+        m.fresh[p.pid] = p.head  # nothing was begun in truth
+    return now is not None and not now.stopped
 
 
 def give_up_on_lost(k: Kernel, p: Proc, node: Node) -> Proc:

@@ -5,8 +5,9 @@ lands the answer commits both. So after a crash it is done and answered, or neit
 Law: a model reaches its own descendants and nobody else.
 """
 
+import errno
 import re
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,8 @@ import msgspec
 import trio
 
 from llmprocd import outcome
-from llmprocd.abi.errno import KernelError
-from llmprocd.abi.types import FileId, Pid, ToolUseId, message_id, signal
+from llmprocd.abi.errno import Errno, KernelError
+from llmprocd.abi.types import FIRST_FD, FileId, Pid, Signal, ToolUseId, message_id, signal
 from llmprocd.kernel import access, history, proc
 from llmprocd.kernel import file as files
 from llmprocd.kernel import signal as signals
@@ -37,10 +38,28 @@ async def run(m: Machine, p: Proc, name: str, call: ToolUse) -> Output:
     """Run one system call for a model; a refusal is an answer too."""
     try:
         return await TRAPS[name](m, p, call)
-    except ToolError as error:
+    except (ToolError, KernelError) as error:
         return Output(text=str(error), is_error=True)
-    except KernelError as error:
-        return Output(text=str(error), is_error=True)
+    except OSError as error:
+        return Output(text=f"{name}: {error.strerror}: {error.filename}", is_error=True)
+
+
+def acting(m: Machine, p: Proc) -> Kernel:
+    """The kernel, for a call that is about to change it: after its last await.
+
+    EINTR when the process was interrupted meanwhile: its answer could not land, so the call must do nothing.
+    """
+    k = m.begin()
+    if proc.current(k, p) is None:
+        raise KernelError(Errno.EINTR, f"process {p.label} was interrupted")
+    return k
+
+
+def path_of(p: Proc, field: str, text: str) -> Path:
+    """A path that a model names, from the process's folder on."""
+    if "\0" in text:
+        raise ToolError(f"{field}: it holds a NUL character")
+    return Path(p.cwd, text)
 
 
 # --- processes --------------------------------------------------------------------------------------
@@ -60,8 +79,8 @@ async def spawn(m: Machine, p: Proc, call: ToolUse) -> Output:
         m.commit("spawn_tool")
         waiting = (pid,)
     with m.doing(p.pid, "wait", call.id):
-        await m.wait_ended(waiting)
-    (told,) = await tell(m, waiting)
+        ended = await m.wait_ended(waiting)
+    (told,) = await tell(m, waiting, ended)
     k = m.begin()
     for pid in waiting:
         if pid in k.procs:
@@ -86,18 +105,35 @@ async def _image(m: Machine, p: Proc, name: str) -> Image:
 async def _preloaded(p: Proc, args: trap.SpawnTool) -> str:
     parts: list[str] = []
     for path in args.additional_preload_files:
+        where = path_of(p, "additional_preload_files", path)
         try:
-            text = await trio.Path(p.cwd, path).read_text(encoding="utf-8")
+            text = await trio.to_thread.run_sync(_text, where)
         except (OSError, UnicodeDecodeError) as error:
             raise ToolError(f"additional_preload_files: {path}: {error}") from None
         parts.append(files.frame("file", {"path": path}, text))
     return "\n".join([*parts, args.prompt])
 
 
+def _text(path: Path) -> str:
+    """A regular file's text; a pipe would hold the daemon's end up."""
+    _check_foreign(path)
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "not a regular file")
+    return path.read_text(encoding="utf-8")
+
+
+def _check_foreign(path: Path) -> None:
+    """Refuse the files of /proc/PID: the kernel lets a process at its own, and here that is the daemon."""
+    if re.match(r"/proc/\d+/", str(path.resolve())):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+
 def _spawn(m: Machine, p: Proc, call: ToolUseId, args: trap.SpawnTool, image: Image, prompt: str) -> Pid:
-    k = m.begin()
+    k = acting(m, p)
     now = proc.require_live(k, p.pid)
     handed = {files.number(fd): files.lookup(now, fd) for fd in args.fds}
+    if handed and min(handed) < FIRST_FD:
+        raise KernelError(Errno.EBADF, f"fds: fd:{min(handed)} is your own and cannot be handed on")
     birth = Birth(
         image=k.put_image(image),
         ppid=p.pid,
@@ -121,11 +157,11 @@ def _spawn(m: Machine, p: Proc, call: ToolUseId, args: trap.SpawnTool, image: Im
     return child.pid
 
 
-async def tell(m: Machine, pids: Sequence[Pid]) -> list[dict[str, Any]]:
+async def tell(m: Machine, pids: Sequence[Pid], ended: Mapping[Pid, Proc]) -> list[dict[str, Any]]:
     """Status and last message of ended processes, for a model."""
     told: list[dict[str, Any]] = []
     for number, pid in enumerate(pids):
-        p = m.kernel.procs.get(pid)
+        p = ended.get(pid)
         status = 127 if p is None else p.status
         message = "it was removed" if p is None else await m.message(p) or p.reason
         one: dict[str, Any] = {"id": number, "pid": pid, "message": message, "status": status}
@@ -135,8 +171,8 @@ async def tell(m: Machine, pids: Sequence[Pid]) -> list[dict[str, Any]]:
 
 async def children(m: Machine, pids: Sequence[Pid]) -> Output:
     """Wait for forked children, and hand over what each said, in order."""
-    await m.wait_ended(pids)
-    told = await tell(m, pids)
+    ended = await m.wait_ended(pids)
+    told = await tell(m, pids, ended)
     k = m.begin()
     for pid in pids:
         if pid in k.procs:
@@ -152,14 +188,17 @@ async def wait(m: Machine, p: Proc, call: ToolUse) -> Output:
     ]
     for pid in pids:
         access.require_below(m.kernel, pid, p.pid)
-    with m.doing(p.pid, "wait", call.id), trio.move_on_after(args.timeout_s or float("inf")):
-        await m.wait_ended(pids)
-    ended = [pid for pid in pids if pid in m.kernel.procs and not m.kernel.procs[pid].live]
-    told = await tell(m, ended)
+    found: dict[Pid, Proc] = {}
+    seconds = float("inf") if args.timeout_s is None else args.timeout_s
+    with m.doing(p.pid, "wait", call.id), trio.move_on_after(seconds):
+        await m.wait_ended(pids, ended=found)
+    ended = [pid for pid in pids if pid in found]
+    told = await tell(m, ended, found)
     k = m.begin()
     for pid in ended:
-        proc.collect(k, pid)
-    running = [{"pid": pid, "status": None, "message": "still running"} for pid in pids if pid not in ended]
+        if pid in k.procs:
+            proc.collect(k, pid)
+    running = [{"pid": pid, "status": None, "message": "still running"} for pid in pids if pid not in found]
     return Output(text=msgspec.json.encode([*told, *running]).decode())
 
 
@@ -170,19 +209,28 @@ async def kill(m: Machine, p: Proc, call: ToolUse) -> Output:
     sig = signal(args.signal)
     if sig is None:
         return Output(text=f"process {target.pid} exists")
+    image = reread(m, target) if sig is Signal.HUP else None
     node = await m.node(target.head) if target.head is not None else None
-    k = m.begin()
+    k = acting(m, p)
     if k.proc(target.pid).head != target.head:
         return await kill(m, p, call)
     signals.deliver(k, target.pid, sig, node, m.partial(target.pid), sender=f"process {p.pid}")
+    if image is not None:
+        proc.reload(k, target.pid, image)
     return Output(text=f"sent {sig.name} to process {target.pid}")
+
+
+def reread(m: Machine, p: Proc) -> Image | None:
+    """A process's program file as it is now; None for a built-in or a map."""
+    path = m.kernel.image(p).path
+    return m.image_of(path, p.cwd, p.env) if path and p.live else None
 
 
 async def send(m: Machine, p: Proc, call: ToolUse) -> Output:
     """Send a message to a descendant."""
     args = trap.parse(trap.SendTool, call.input)
     access.require_below(m.kernel, Pid(args.pid), p.pid)
-    proc.send(m.begin(), args.pid, args.message)
+    proc.send(acting(m, p), args.pid, args.message)
     return Output(text=f"sent to process {args.pid}")
 
 
@@ -190,7 +238,7 @@ async def write_stderr(m: Machine, p: Proc, call: ToolUse) -> Output:
     """Write a line to the process's own stderr."""
     args = trap.parse(trap.WriteStderr, call.input)
     proc.check_text(args.message, "message")
-    k = m.begin()
+    k = acting(m, p)
     k.put(k.write(k.proc(p.pid), 2, args.message.rstrip("\n") + "\n"))
     k.emit("stderr", p.pid, text=args.message)
     return Output(text="written")
@@ -395,7 +443,7 @@ async def _extracted(m: Machine, p: Proc, args: trap.ReadFd, text: str) -> Outpu
         spool = m.store.spool()
         await trio.to_thread.run_sync(partial(Path(spool).write_bytes, data))
         await m.store.adopt(spool, number)
-    k = m.begin()
+    k = acting(m, p)
     record = File(number, len(data), complete=True, origin=f"extract of {args.fd}", disk=disk)
     now, fd = files.add(k, k.proc(p.pid), record, b"" if disk else data)
     k.put(now)
@@ -430,7 +478,7 @@ async def fd_to_file(m: Machine, p: Proc, call: ToolUse) -> Output:
     """Write a descriptor's exact bytes to a file."""
     args = trap.parse(trap.FdToFile, call.input)
     file = await opened(m, p, args.fd)
-    target = Path(p.cwd, args.file_path)
+    target = path_of(p, "file_path", args.file_path)
     size = m.pager.size(file)
     await trio.to_thread.run_sync(partial(_may_write, target, args))
     async with await trio.open_file(target, "ab" if args.mode == "append" else "wb") as out:
@@ -453,6 +501,7 @@ async def fd_to_file(m: Machine, p: Proc, call: ToolUse) -> Output:
 
 def _may_write(target: Path, args: trap.FdToFile) -> None:
     """Refuse what the flags forbid, and make the parent folders."""
+    _check_foreign(target)
     exists = target.exists()
     if exists and not args.exist_ok:
         raise ToolError(f"File {args.file_path} already exists and exist_ok=False")

@@ -458,6 +458,10 @@ class Kernel:
         self.requests[request.uid, request.id] = request
         self._dirty().requests.append(request)
 
+    def forget_requests(self, seconds: float) -> None:
+        """Forget the answers that are older than that."""
+        self.requests = {key: one for key, one in self.requests.items() if one.at >= self.now - seconds}
+
     def take(self, what: Literal["pid", "message", "file", "image", "seq"]) -> int:
         """The next number of a kind."""
         number: int = getattr(self.counters, what)

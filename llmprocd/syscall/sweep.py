@@ -17,6 +17,9 @@ _log = logging.getLogger("llmprocd.sweep")
 EVERY_S = 3600.0
 AT_ONCE = 1000
 
+REQUESTS_S = 86_400.0
+"""For how long the answer to a request id is remembered; the store forgets by itself."""
+
 
 def due(m: Machine) -> list[Pid]:
     """Ended processes that are too old, or too many: the oldest first."""
@@ -36,6 +39,7 @@ def _may_go(m: Machine, p: Proc) -> bool:
 async def run(m: Machine) -> None:
     """Sweep now and then, a little at a time."""
     while True:
+        m.begin().forget_requests(REQUESTS_S)
         gone = due(m)
         for start in range(0, len(gone), AT_ONCE):
             k = m.begin()

@@ -3,7 +3,7 @@
 from llmprocd.abi.types import Pid, Signal
 from llmprocd.kernel import proc
 from llmprocd.kernel import signal as signals
-from llmprocd.kernel.state import At
+from llmprocd.kernel.state import At, LastTurn
 from llmprocd.machine import Machine
 
 WALL = 124
@@ -15,12 +15,14 @@ async def ring(m: Machine, pid: Pid, which: str) -> None:
     p = m.kernel.procs.get(pid)
     if p is None or not p.live:
         return
+    if which == "soft" and p.last_turn is not LastTurn.NO:
+        return  # it has been told
     node = await m.node(p.head) if p.at is At.ASKS and p.head is not None else None
     k = m.begin()
     p = k.procs.get(pid)
     if p is None or not p.live:
         return
-    if node is None and p.at is At.ASKS:
+    if p.at is At.ASKS and (node is None or node.id != p.head):
         await ring(m, pid, which)
         return
     bound = p.wall.soft if which == "soft" else p.wall.hard

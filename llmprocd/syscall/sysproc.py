@@ -1,7 +1,10 @@
 """Processes: spawn, run, list, signal, wait, send, fork, exec and the small ones."""
 
+import errno
 import hashlib
 import os
+import shutil
+import stat
 from collections.abc import Awaitable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -10,15 +13,27 @@ from typing import Any
 import msgspec
 import trio
 
+from llmprocd import usertrap
 from llmprocd.abi import calls, units
 from llmprocd.abi.errno import Errno, KernelError
-from llmprocd.abi.types import INIT, Access, FileId, MessageId, Pid, Signal, access, message_id, signal
+from llmprocd.abi.types import (
+    FIRST_FD,
+    INIT,
+    Access,
+    FileId,
+    MessageId,
+    Pid,
+    Signal,
+    access,
+    message_id,
+    signal,
+)
 from llmprocd.kernel import access as ceilings
 from llmprocd.kernel import file as files
 from llmprocd.kernel import proc
 from llmprocd.kernel import signal as signals
 from llmprocd.kernel.proc import Birth
-from llmprocd.kernel.state import At, File, Image, Kernel, Limit, Node, Proc, Request
+from llmprocd.kernel.state import At, File, Kernel, Limit, Node, Proc, Request
 from llmprocd.machine import Machine
 from llmprocd.syscall.caller import Caller, require, require_inside, require_user
 
@@ -33,11 +48,15 @@ def sys_spawn(m: Machine, caller: Caller, call: calls.Spawn) -> calls.Spawned | 
         return done
     m.room(1)
     if call.stdin_path:
+        if call.fds:
+            raise KernelError(Errno.EINVAL, "fds: cannot be given together with stdin_path")
         return _spawn_with_stdin(m, caller, call)
     return _spawn(m, caller, call, None)
 
 
 async def _spawn_with_stdin(m: Machine, caller: Caller, call: calls.Spawn) -> calls.Spawned:
+    if "\0" in call.stdin_path:
+        raise KernelError(Errno.EINVAL, "stdin_path: it holds a NUL character")
     spool = m.store.spool()
     try:
         size = await trio.to_thread.run_sync(partial(_copy, call.stdin_path, spool))
@@ -50,10 +69,15 @@ async def _spawn_with_stdin(m: Machine, caller: Caller, call: calls.Spawn) -> ca
 
 
 def _copy(source: str, target: str) -> int:
-    data = Path(source).read_bytes()
-    descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as out:
-        return out.write(data)
+    """Copy a regular file; a pipe would hold the daemon's end up, and /proc shows the daemon to itself."""
+    descriptor = os.open(source, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
+    with os.fdopen(descriptor, "rb") as data:
+        where = str(Path(f"/proc/self/fd/{descriptor}").readlink())
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode) or where.startswith("/proc/"):
+            raise OSError(errno.EINVAL, "not a regular file")
+        with os.fdopen(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as out:
+            shutil.copyfileobj(data, out, 1 << 20)
+            return out.tell()
 
 
 def _spawn(m: Machine, caller: Caller, call: calls.Spawn, stdin: File | None) -> calls.Spawned:
@@ -73,7 +97,7 @@ def _spawn(m: Machine, caller: Caller, call: calls.Spawn, stdin: File | None) ->
         name=call.name,
         cwd=call.cwd or "/",
         env=call.env,
-        nice=call.nice,
+        nice=max(call.nice, parent.nice) if parent else call.nice,
         interactive=call.interactive,
         prompt=_prompt(call, stdin),
         fds=fds,
@@ -111,6 +135,8 @@ def _handed(k: Kernel, parent: Proc | None, names: Sequence[str]) -> dict[int, F
         if parent is not None and not ceilings.inside(k, giver.pid, parent.pid):
             raise KernelError(Errno.EPERM, f"fds: process {giver.pid} is not in your subtree")
         number = files.number(fd)
+        if number < FIRST_FD:
+            raise KernelError(Errno.EBADF, f"fds: fd:{number} is a process's own and cannot be handed on")
         if number in handed:
             raise KernelError(Errno.EINVAL, f"fds: fd:{number} is named twice")
         handed[number] = files.lookup(giver, fd)
@@ -230,7 +256,9 @@ def find(k: Kernel, pid: int | str) -> Pid:
     if isinstance(pid, int):
         return Pid(pid)
     name = pid.removeprefix("%")
-    return Pid(int(name)) if name.isdigit() else k.names.get(name, Pid(0))
+    return (
+        Pid(int(name)) if name.isascii() and name.isdigit() and len(name) < 19 else k.names.get(name, Pid(0))
+    )
 
 
 async def sys_get(m: Machine, caller: Caller, call: calls.Get) -> calls.ProcList:
@@ -240,7 +268,12 @@ async def sys_get(m: Machine, caller: Caller, call: calls.Get) -> calls.ProcList
         return sys_list(m, caller, calls.List(all=call.all))
     rows: list[calls.ProcInfo] = []
     for pid in wanted:
-        p = m.kernel.proc(find(m.kernel, pid) or int(f"{pid}" if isinstance(pid, int) else 0))
+        if pid == INIT and caller.proc is None:
+            rows.append(init_info(m))
+            continue
+        p = m.kernel.procs.get(find(m.kernel, pid))
+        if p is None:
+            raise KernelError(Errno.ESRCH, f"no such process: {pid}", pid=pid)
         require(m.kernel, caller, Access.READ, p.pid)
         row = info(m, p)
         result = await m.run_result(p) if p.run.began else None
@@ -307,18 +340,21 @@ def sys_signal(m: Machine, caller: Caller, call: calls.SignalProc) -> calls.Empt
     target = m.kernel.proc(call.pid)
     if sig is None:
         return calls.Empty()
-    if any(m.store.node_nowait(head) is None for head in _heads(m, target, tree=call.tree)):
-        return _signal_later(m, caller, call, sig)
-    return _signal(m, caller, call, sig)
+    nodes = {head: m.store.node_nowait(head) for head in _heads(m, target, tree=call.tree)}
+    known = {head: node for head, node in nodes.items() if node is not None}
+    if len(known) < len(nodes):
+        return _signal_later(m, caller, call, sig, known)
+    return _signal(m, caller, call, sig, known)
 
 
-async def _signal_later(m: Machine, caller: Caller, call: calls.SignalProc, sig: Signal) -> calls.Empty:
-    fetched: set[MessageId] = set()
-    while missing := set(_heads(m, m.kernel.proc(call.pid), tree=call.tree)) - fetched:
+async def _signal_later(
+    m: Machine, caller: Caller, call: calls.SignalProc, sig: Signal, known: dict[MessageId, Node]
+) -> calls.Empty:
+    """Fetch the heads first. They are held here: the store's cache may forget the first for the last."""
+    while missing := set(_heads(m, m.kernel.proc(call.pid), tree=call.tree)) - known.keys():
         for head in missing:
-            await m.node(head)
-        fetched |= missing
-    return _signal(m, caller, call, sig)
+            known[head] = await m.node(head)
+    return _signal(m, caller, call, sig, known)
 
 
 def _targets(m: Machine, target: Proc, *, tree: bool) -> list[Proc]:
@@ -336,26 +372,20 @@ def _heads(m: Machine, target: Proc, *, tree: bool) -> list[MessageId]:
     ]
 
 
-def _signal(m: Machine, caller: Caller, call: calls.SignalProc, sig: Signal) -> calls.Empty:
+def _signal(
+    m: Machine, caller: Caller, call: calls.SignalProc, sig: Signal, nodes: Mapping[MessageId, Node]
+) -> calls.Empty:
     k = m.begin()
     targets = _targets(m, k.proc(call.pid), tree=call.tree)
-    images = {p.pid: reread(m, p) for p in targets} if sig is Signal.HUP else {}
+    images = {p.pid: usertrap.reread(m, p) for p in targets} if sig is Signal.HUP else {}
     for p in targets:
-        node = m.store.node_nowait(p.head) if p.at is At.ASKS and p.head is not None else None
+        node = nodes[p.head] if p.live and p.at is At.ASKS and p.head is not None else None
         signals.deliver(k, p.pid, sig, node, m.partial(p.pid), sender=str(caller))
         image = images.get(p.pid)
         if image is not None:
             proc.reload(k, p.pid, image)
-        if sig is Signal.CHLD:
-            m.waits.wakeup(("exit", p.pid))
     m.commit(f"signal_{sig.name}")
     return calls.Empty()
-
-
-def reread(m: Machine, p: Proc) -> Image | None:
-    """A process's program file as it is now; None for a built-in or a map."""
-    path = m.kernel.image(p).path
-    return m.image_of(path, p.cwd, p.env) if path and p.live else None
 
 
 # --- wait -------------------------------------------------------------------------------------------
@@ -369,11 +399,12 @@ async def sys_wait(m: Machine, caller: Caller, call: calls.Wait) -> calls.EndedL
     for pid in pids:
         require(m.kernel, caller, Access.READ, pid)
         m.kernel.proc(pid)
+    found: dict[Pid, Proc] = {}
     with deadline(call.timeout_ms) as scope:
-        await m.wait_ended(pids, any_=call.any)
+        await m.wait_ended(pids, any_=call.any, ended=found)
     if scope.cancelled_caught:
         raise KernelError(Errno.ETIMEDOUT, f"still running after {call.timeout_ms} ms")
-    ended = [m.kernel.proc(pid) for pid in pids if not m.kernel.proc(pid).live]
+    ended = [found[pid] for pid in pids if pid in found]
     messages = [await m.message(p) for p in ended]
     if call.collect:
         k = m.begin()
@@ -479,6 +510,8 @@ def sys_limits(m: Machine, caller: Caller, call: calls.Limits) -> calls.LimitLis
 def sys_renice(m: Machine, caller: Caller, call: calls.Renice) -> calls.Empty:
     """Weigh a process anew."""
     require(m.kernel, caller, Access.ADMIN, call.pid)
+    if caller.proc is not None and call.nice < m.kernel.proc(call.pid).nice:
+        raise KernelError(Errno.EPERM, "nice: a process's tools can only raise it")
     proc.renice(m.begin(), call.pid, call.nice)
     m.commit("renice")
     return calls.Empty()

@@ -119,6 +119,13 @@ class ScriptedDaemon:
                 self.perform(method, arguments)
                 hang_up(sock)
                 return None
+        if method == "events.subscribe":
+            with sending:
+                sock.sendall(msgpack.packb([1, msgid, None, {"sub": msgid}]))
+            return self.start(self.push, sock, sending, cancelled, msgid, arguments)
+        if method == "events.unsubscribe":
+            with self.changed:
+                cancelled.add(arguments["sub"])
         waits = arguments.get("wait_ms") or method == "proc.wait"
         if waits:
             return self.start(self.reply, sock, sending, msgid, method, arguments, cancelled)
@@ -138,6 +145,23 @@ class ScriptedDaemon:
             try:
                 sock.sendall(msgpack.packb([1, msgid, error, result]))
             except OSError:
+                return
+
+    def push(self, sock, sending, cancelled, sub, arguments):
+        """Push events until the connection or the subscription ends."""
+        after = arguments.pop("after_seq", len(self.events))
+
+        def is_off():
+            return self.over.is_set() or None in cancelled or sub in cancelled
+
+        while True:
+            try:
+                with self.changed:
+                    found = self.events_read(after_seq=after, wait_ms=60_000, is_off=is_off, **arguments)
+                after = found["next_seq"]
+                with sending:
+                    sock.sendall(msgpack.packb([2, "event", [{"sub": sub, "events": found["events"]}]]))
+            except (RefusedError, OSError):
                 return
 
     def perform(self, method, arguments, is_off=lambda: False):
@@ -450,6 +474,10 @@ class ScriptedDaemon:
         self.wait_for(found, wait_ms, is_off)
         events = found()[:max]
         return {"events": events, "next_seq": events[-1]["seq"] if events else after, "lost": 0}
+
+    def events_unsubscribe(self, *, sub):
+        del sub
+        return {}
 
     def prog_list(self):
         return {"programs": [{"name": "demo", "path": "", "description": "a script"}]}

@@ -206,10 +206,12 @@ def test_kill_without_sense(ctl, daemon, words):
 
 
 def test_a_word_that_is_no_pid(ctl, daemon):
-    """It says what pids look like."""
-    done = ctl("kill", "abc")
-    assert done.status in {1, 2}
-    assert "abc: not a pid" in done.err
+    """It says what pids look like; the other operands are done. A command of one process is a usage error."""
+    daemon.add("coder", pid=5)
+    done = ctl("kill", "abc", "5")
+    assert (done.status, done.err) == (1, "llmprocctl: kill: abc: not a pid (a number or %name)\n")
+    assert daemon.procs[5]["status"] == 143
+    assert ctl("send", "abc", "x").status == 2
 
 
 def test_a_number_beyond_all_pids(ctl, daemon):

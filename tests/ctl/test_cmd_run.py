@@ -189,7 +189,7 @@ def test_a_terminal_sees_text_as_it_comes(ctl, daemon):
     """Before the message is whole; control characters are shown."""
     daemon.play = lambda *_: None
     terminal = Terminal(ctl, "run", "stuck", "x")
-    until(lambda: [call for call in daemon.calls if call[0] == "events.read" and call[1].get("wait_ms")])
+    until(lambda: [call for call in daemon.calls if call[0] == "events.unsubscribe"])
     daemon.event("text", 2, text="half a\x1b]0;x\x07", attempt=1)
     terminal.read_until("half a\\x1b]0;x\\x07")
     daemon.event("text", 2, text=" message", attempt=1)
@@ -220,7 +220,7 @@ def test_attach_shows_and_sends(ctl, daemon, sent):
     daemon.add("chat", pid=7)
     terminal = Terminal(ctl, "attach", "7", env={"NO_COLOR": "1"})
     terminal.read_until("detaches")
-    until(lambda: [call for call in daemon.calls if call[0] == "events.read" and call[1].get("wait_ms")])
+    until(lambda: [call for call in daemon.calls if call[0] == "events.unsubscribe"])
     terminal.type(b"hello\n")
     terminal.read_until("you said: hello\r\n")
     daemon.event("tool_start", 7, tool="bash", input='{"command": "ls"}')
@@ -274,7 +274,7 @@ def test_end_of_input_detaches(ctl, daemon):
     daemon.add("chat", pid=7)
     terminal = Terminal(ctl, "attach", "7")
     terminal.read_until("detaches")
-    until(lambda: [call for call in daemon.calls if call[0] == "events.read" and call[1].get("wait_ms")])
+    until(lambda: [call for call in daemon.calls if call[0] == "events.unsubscribe"])
     terminal.type(b"\x04")
     assert terminal.close() == 0
     assert daemon.procs[7]["status"] is None

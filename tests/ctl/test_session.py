@@ -168,7 +168,8 @@ def test_an_interrupt_is_130(ctl, daemon):
 class Answers:
     """A server that answers anything with the same bytes, in pieces."""
 
-    def __init__(self, path, *pieces):
+    def __init__(self, path, *pieces, frames=1):
+        self.frames = frames
         self.listener = socket.socket(socket.AF_UNIX)
         self.listener.bind(str(path))
         self.listener.listen()
@@ -179,7 +180,11 @@ class Answers:
     def serve(self):
         sock, _ = self.listener.accept()
         with sock, self.listener:
-            sock.recv(65536)
+            unpacker = msgpack.Unpacker()
+            heard = []
+            while len(heard) < self.frames:
+                unpacker.feed(sock.recv(65536))
+                heard += unpacker
             try:
                 for piece in self.pieces:
                     sock.sendall(piece)
@@ -217,7 +222,7 @@ def test_an_answer_in_pieces(tmp_path, step):
 def test_answers_in_any_order(tmp_path):
     """Each goes to whoever asked; a cancelled one to nobody."""
     frames = [msgpack.packb([1, msgid, None, msgid]) for msgid in (3, 1, 2)]
-    answers = Answers(tmp_path / "s", *frames)
+    answers = Answers(tmp_path / "s", *frames, frames=4)
     client = Client(str(tmp_path / "s"))
     with closing(client):
         one, two, three = (client.send("x") for _ in range(3))

@@ -439,6 +439,15 @@ def test_a_step_that_was_overtaken_never_lands(w, what):
     assert proc.current(w.k, seen) is None
 
 
+def test_a_step_ends_with_the_message_it_was_for(w):
+    """When all calls are answered, what still runs for that turn has nowhere to land."""
+    pid, (call,) = w.in_tools("bash")
+    seen = w[pid]
+    w.finish(pid, call)
+    assert w[pid].epoch == seen.epoch
+    assert proc.current(w.k, seen) is None
+
+
 # --- max_iterations, the last turn ------------------------------------------------------------------
 
 

@@ -1,6 +1,5 @@
 """Both stores, for the laws that both must keep."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -29,6 +28,3 @@ def state_dir(tmp_path: Path):
     yield open_
     for made in opened:
         made.close()
-
-
-Opener = Callable[..., sqlite.Store]
