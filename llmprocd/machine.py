@@ -99,6 +99,7 @@ class Machine:
         image_of: ImageOf,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        kernel.new_life()
         self.kernel = kernel
         self.store = store
         self.config = config

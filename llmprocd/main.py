@@ -6,6 +6,7 @@ cancelled; nothing is written that a crash would not have written too.
 """
 
 import argparse
+import gc
 import logging
 import os
 import resource
@@ -146,6 +147,7 @@ class Daemon:
         self.model = Anthropic(self.key, url, self._script, settings.stall_s)
         kernel = Kernel(store.load())
         self.machine = Machine(kernel, store, settings, self.model, spawner, task.live, self.image)
+        gc.freeze()  # what was loaded stays: the collector need not look at it again and again
         self.machine.identify(path, state, secrets.token_hex(8), self)
 
     def key(self, base_url: str, variable: str) -> str | None:

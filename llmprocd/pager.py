@@ -113,29 +113,31 @@ class Pager:
 
     async def read_lines(self, view: View, first: int, count: int) -> str:
         """Whole lines from `first` (from 1)."""
-        start = await self._line_start(view, first)
-        end = await self._line_start(view, first + count)
-        return await self.between(view, start, end)
+        start = await self.char_of_line(view, first)
+        return await self.read_chars(view, start, await self.char_of_line(view, first + count) - start)
 
-    async def _line_start(self, view: View, line: int) -> int:
-        """The byte offset at which a line begins; the end for a line beyond the last."""
+    async def char_of_line(self, view: View, line: int) -> int:
+        """The character (from 0) at which a line (from 1) begins; the end for a line beyond the last."""
         pages = view.pages
         if line > pages.total_lines:
-            return pages.bytes[-1]
+            return pages.total_chars
         page = pages.page_of_line(line)
         missing = line - 1 - pages.lines[page]
-        offset = pages.bytes[page]
         while missing > 0:
-            text = await self.between(view, offset, pages.bytes[page + 1])
-            for _ in range(min(missing, text.count("\n"))):
-                newline = text.index("\n") + 1
-                offset += len(text[:newline].encode())
-                text = text[newline:]
-                missing -= 1
+            text = await self.read_pages(view, page + 1, 1)
+            if text.count("\n") >= missing:
+                return pages.chars[page] + _after_newline(text, missing)
+            missing -= text.count("\n")
             page += 1
-            if missing > 0:
-                offset = pages.bytes[page]
-        return offset
+        return pages.chars[page]
+
+
+def _after_newline(text: str, number: int) -> int:
+    """Where the text after its number-th newline begins."""
+    position = 0
+    for _ in range(number):
+        position = text.index("\n", position) + 1
+    return position
 
 
 def _pread(path: str, start: int, end: int) -> bytes:

@@ -17,7 +17,7 @@ from llmprocd.abi.errno import KernelError
 from llmprocd.abi.types import Pid, ToolUseId
 from llmprocd.kernel import access, file, proc, step
 from llmprocd.kernel.proc import ForkCall
-from llmprocd.kernel.state import At, Image, Kernel, Node, Proc, ToolResult, ToolUse
+from llmprocd.kernel.state import At, Image, Kernel, LastTurn, Node, Proc, ToolResult, ToolUse
 from llmprocd.machine import Machine
 from llmprocd.model.protocol import ModelError, Reply
 from llmprocd.model.sse import Turn
@@ -71,8 +71,9 @@ async def infer(m: Machine, p: Proc) -> None:
     if proc.out_of_iterations(k, p.pid):
         m.commit("max_iterations")
         return
-    p = proc.last_turn(k, p.pid)
-    m.commit("last_turn")
+    if p.last_turn is LastTurn.DUE:
+        p = proc.last_turn(k, p.pid)
+        m.commit("last_turn")
     image = k.image(p)
     pieces = (await m.transcript(p)).pieces(image)
     await m.wait_durable()
@@ -114,8 +115,7 @@ def take_references(k: Kernel, p: Proc, text: str) -> Proc:
 async def ask(m: Machine, p: Proc, image: Image, pieces: Sequence[bytes]) -> Reply | ModelError | None:
     """Ask until there is an answer or it is hopeless; None when the process was interrupted or stopped."""
     endpoint = image.base_url or image.provider
-    began = trio.current_time()
-    attempt = 0
+    began, attempt = 0.0, 0
     while True:
         await m.sched.wait_held(endpoint, lambda what: m.waits_for(p.pid, what))
         async with m.sched.slot(endpoint, root(m.kernel, p), p.nice, lambda what: m.waits_for(p.pid, what)):
@@ -125,6 +125,7 @@ async def ask(m: Machine, p: Proc, image: Image, pieces: Sequence[bytes]) -> Rep
             if now is None or now.stopped:
                 return None
             attempt += 1
+            began = trio.current_time() if attempt == 1 else began  # time in the queue is none of retries
             answer = await attempt_once(m, p, image, pieces, attempt)
         if not isinstance(answer, ModelError) or not answer.again:
             return answer

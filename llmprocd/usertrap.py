@@ -323,84 +323,85 @@ async def opened(m: Machine, p: Proc, operand: str) -> File:
 
 
 class Selected(msgspec.Struct):
-    """A part of a view that was asked for."""
+    """A part of a view that was asked for: characters from `first` (from 0) up to `end`."""
 
-    start: int  # byte offsets into the view
+    first: int
     end: int
-    first_char: int
-    pairs: dict[str, object]  # attributes that say what it is
+    line: int  # in which it begins, from 1
+    pairs: dict[str, object]  # attributes that repeat what was asked for
 
 
 async def read_fd(m: Machine, p: Proc, call: ToolUse) -> Output:
-    """Read a descriptor."""
+    """Read a descriptor: the part that was asked for, cut at the most one answer holds."""
     args = trap.parse(trap.ReadFd, call.input)
     file = await opened(m, p, args.fd)
-    paging = m.kernel.image(p).paging
     if args.grep:
-        text = await grep(m, p, file, args.grep)
-        pairs: dict[str, object] = {"fd": args.fd, "grep": args.grep}
-        return await _given(m, p, args, text, pairs)
-    view = await m.pager.view(file, paging.default_page_size)
-    start, count, pairs = select(args, view, complete=file.complete)
-    if args.mode == "page" or args.read_all:
-        text = await m.pager.read_pages(view, start, count)
-    elif args.mode == "line":
-        text = await m.pager.read_lines(view, start, count)
-    else:
-        text = await m.pager.read_chars(view, start, count)
-    if args.mode == "char" and not args.read_all:
-        before = await m.pager.read_chars(view, start - 1, 1) if start else "\n"
-        lines_before = await line_of(m, view, start)
-        pairs |= {"continued": before != "\n", "lines": _range(lines_before + 1, text)}
-    cut = args.mode != "line" and bool(text) and not text.endswith("\n") and not _is_end(view, pairs, text)
-    pairs["truncated"] = cut
-    return await _given(m, p, args, text, pairs, view)
+        return await _grepped(m, p, args, file)
+    view = await m.pager.view(file, m.kernel.image(p).paging.default_page_size)
+    part = await select(m, args, view, complete=file.complete)
+    if args.extract_to_new_fd:
+        return await _extracted(m, p, args, await m.pager.read_chars(view, part.first, part.end - part.first))
+    limit = m.kernel.image(p).paging.max_direct_output_chars
+    text = await m.pager.read_chars(view, part.first, min(part.end - part.first, limit))
+    before = await m.pager.read_chars(view, part.first - 1, 1) if part.first else "\n"
+    size, capped = _capped(args, part, text)
+    pairs = part.pairs | {"continued": before != "\n"} | capped
+    kept = text[:size]
+    end = part.first + len(kept)
+    pairs["truncated"] = end < view.pages.total_chars and not kept.endswith("\n")
+    pairs |= {"lines": _range(part.line, kept), "total_lines": view.pages.total_lines}
+    if not file.complete and end == view.pages.total_chars and "page" in pairs:
+        pairs["partial"] = True
+    return Output(text=files.frame("fd_content", pairs, kept))
 
 
-async def line_of(m: Machine, view: View, char: int) -> int:
-    """How many lines ended before a character."""
-    pages = view.pages
-    page = pages.page_of_char(char)
-    text = await m.pager.read_chars(view, pages.chars[page], char - pages.chars[page])
-    return pages.lines[page] + text.count("\n")
+def _capped(args: trap.ReadFd, part: Selected, text: str) -> tuple[int, dict[str, object]]:
+    """How much of a text is kept when there is more than one answer holds, and how to read on."""
+    left = part.end - part.first - len(text)
+    if not left:
+        return len(text), {}
+    newline = text.rfind("\n")
+    kept = newline + 1 if newline >= 0 else len(text)
+    lines = text.count("\n", 0, kept)
+    following = f"mode=char start={part.first + kept} count={left + len(text) - kept}"
+    if args.mode == "line" and not args.read_all and newline >= 0:
+        following = f"mode=line start={part.line + lines} count={args.count - lines}"
+    return kept, {"capped": True, "next": following}
 
 
 def _range(first: int, text: str) -> str:
     return f"{first}-{first + max(0, files.count_lines(text) - 1)}"
 
 
-def _is_end(view: View, pairs: dict[str, object], text: str) -> bool:
-    first = pairs.get("_char")
-    return isinstance(first, int) and first + len(text) >= view.pages.total_chars
-
-
-def select(args: trap.ReadFd, view: View, *, complete: bool) -> tuple[int, int, dict[str, object]]:
-    """What part of a view was asked for: where it starts, how much it is, and its attributes."""
+async def select(m: Machine, args: trap.ReadFd, view: View, *, complete: bool) -> Selected:
+    """What part of a view was asked for. ToolError when it begins beyond the end."""
     pages = view.pages
     total = str(pages.count) if complete else f"{pages.count}+"
-    pairs: dict[str, object] = {"fd": args.fd}
+    asked: dict[str, object] = {"fd": args.fd, "page": "all", "pages": total}
     if args.read_all:
-        pairs |= {"page": "all", "pages": total, "continued": False, "_char": 0}
-        pairs |= {"lines": f"1-{pages.total_lines}", "total_lines": pages.total_lines}
-        return 1, pages.count, pairs
-    match args.mode:
-        case "page":
-            _within("page number", args.start, 1, pages.count)
-            last = min(args.start + args.count - 1, pages.count)
-            pairs |= {"page": args.start if last == args.start else f"{args.start}-{last}", "pages": total}
-            pairs |= {"continued": bool(pages.inside[args.start - 1]) if pages.inside else False}
-            pairs |= {"_char": pages.chars[args.start - 1], "_line": pages.lines[args.start - 1] + 1}
-            if not complete and last == pages.count:
-                pairs["partial"] = True
-            return args.start, args.count, pairs
-        case "line":
-            _within("line start position", args.start, 1, max(1, pages.total_lines))
-            pairs |= {"pages": total, "continued": False, "_line": args.start}
-            return args.start, args.count, pairs | {"mode": "line", "start": args.start, "count": args.count}
-        case "char":
-            _within("character start position", args.start, 0, pages.total_chars)
-            pairs |= {"pages": total, "_char": args.start}
-            return args.start, args.count, pairs | {"mode": "char", "start": args.start, "count": args.count}
+        return Selected(0, pages.total_chars, 1, asked)
+    if args.mode == "page":
+        _within("page number", args.start, 1, pages.count)
+        last = min(args.start + args.count - 1, pages.count)
+        asked["page"] = args.start if last == args.start else f"{args.start}-{last}"
+        end = pages.chars[min(last, len(pages.inside))]
+        return Selected(pages.chars[args.start - 1], end, pages.lines[args.start - 1] + 1, asked)
+    asked = {"fd": args.fd, "pages": total, "mode": args.mode, "start": args.start, "count": args.count}
+    if args.mode == "line":
+        _within("line start position", args.start, 1, max(1, pages.total_lines))
+        first = await m.pager.char_of_line(view, args.start)
+        return Selected(first, await m.pager.char_of_line(view, args.start + args.count), args.start, asked)
+    _within("character start position", args.start, 0, pages.total_chars)
+    end = min(args.start + args.count, pages.total_chars)
+    return Selected(args.start, end, await line_of(m, view, args.start), asked)
+
+
+async def line_of(m: Machine, view: View, char: int) -> int:
+    """The line (from 1) that a character (from 0) stands in."""
+    pages = view.pages
+    page = pages.page_of_char(char)
+    text = await m.pager.read_chars(view, pages.chars[page], char - pages.chars[page])
+    return pages.lines[page] + text.count("\n") + 1
 
 
 def _within(what: str, value: int, low: int, high: int) -> None:
@@ -408,30 +409,18 @@ def _within(what: str, value: int, low: int, high: int) -> None:
         raise ToolError(f"Invalid {what}: {value}. Valid range: {low}-{high}")
 
 
-async def _given(
-    m: Machine, p: Proc, args: trap.ReadFd, text: str, pairs: dict[str, object], view: View | None = None
-) -> Output:
-    """The answer of `read_fd`: the text, cut at the most one answer holds; or a new descriptor of it."""
-    first_char, first_line = pairs.pop("_char", None), pairs.pop("_line", None)
+async def _grepped(m: Machine, p: Proc, args: trap.ReadFd, file: File) -> Output:
+    """The lines that match, as many as one answer holds."""
+    text = await grep(m, p, file, args.grep)
     if args.extract_to_new_fd:
         return await _extracted(m, p, args, text)
     limit = m.kernel.image(p).paging.max_direct_output_chars
-    kept = text
+    pairs: dict[str, object] = {"fd": args.fd, "grep": args.grep}
     if len(text) > limit:
         newline = text.rfind("\n", 0, limit)
-        kept = text[: newline + 1 if newline > 0 else limit]
-    if isinstance(first_line, int):
-        pairs["lines"] = _range(first_line, kept)
-    if view is not None:
-        pairs["total_lines"] = view.pages.total_lines
-    if len(kept) < len(text):
-        if isinstance(first_line, int) and args.mode == "line":
-            following = f"mode=line start={first_line + kept.count(chr(10))}"
-        else:
-            following = f"mode=char start={int(str(first_char or 0)) + len(kept)} count={limit}"
-        pairs |= {"truncated": not kept.endswith("\n"), "capped": True}
-        pairs["next"] = following if view is not None else "a narrower pattern"
-    return Output(text=files.frame("fd_content", pairs, kept))
+        text = text[: newline + 1 if newline >= 0 else limit]
+        pairs |= {"truncated": not text.endswith("\n"), "capped": True, "next": "a narrower pattern"}
+    return Output(text=files.frame("fd_content", pairs, text))
 
 
 async def _extracted(m: Machine, p: Proc, args: trap.ReadFd, text: str) -> Output:

@@ -128,9 +128,9 @@ class House:
 
     async def until(self, pid: int, wchan: str) -> None:
         """Let the others run until a process waits for this."""
-        with trio.fail_after(3600):
+        with trio.fail_after(60):
             while self.wchan(pid) != wchan:
-                await trio.sleep(0.001)
+                await trio.sleep(0.01)
 
     async def results(self, pid: int) -> list[Any]:
         """The tool results on the path of a process, as they were sent to the model."""

@@ -128,7 +128,6 @@ async def test_whatever_was_answered_is_there_after_a_power_cut(autojump_clock, 
     """Cut at many points: what a client was told of is there, and no tool with effects ran twice."""
     told = []
     engine = Engine(seed=b"house")
-    store = None
 
     async def client(house):
         for number in range(4):
@@ -139,11 +138,11 @@ async def test_whatever_was_answered_is_there_after_a_power_cut(autojump_clock, 
             row = await house.told("proc.wait", pids=[answer["pid"]])
             told.append((answer["pid"], row["procs"][0]["status"]))
 
-    with trio.move_on_after(cut):
-        async with running(latency=0.3, engine=engine) as house:
-            store = house.store
-            await client(house)
-    after = store.crash()
+    async with running(latency=0.3, engine=engine) as house, trio.open_nursery() as nursery:
+        nursery.start_soon(client, house)
+        await trio.sleep(cut)
+        after = house.store.crash()
+        nursery.cancel_scope.cancel()
     async with running(store=after, engine=engine) as house:
         for pid, status in told:
             assert pid in house.m.kernel.procs, "an acknowledged process is gone"
@@ -207,7 +206,7 @@ async def test_while_it_waits_for_the_next_attempt_a_process_is_held(autojump_cl
 
 async def test_a_named_time_is_waited_for_by_the_whole_endpoint(autojump_clock, machine):
     """429 holds everybody: another process's first call waits too, and nobody calls before its time."""
-    first = await machine.spawn(table(), script("!fail 429 retry-after=12 times=1", "!say one"))
+    first = await machine.spawn(table(), script("!fail 429 retry_after=12 times=1", "!say one"))
     await machine.until(first, "retry-after 12s")
     assert machine.stat(first) == "D"
     second = await machine.spawn(table(), "!say two")
@@ -248,7 +247,7 @@ async def test_retries_end_after_the_configured_time(autojump_clock):
 
 
 async def test_five_minutes_of_named_times_are_enough(autojump_clock, machine):
-    ended = await machine.finish(table(), "!fail 429 retry-after=90")
+    ended = await machine.finish(table(), "!fail 429 retry_after=90")
     assert ended.status == 1
     assert len(machine.engine.requests) == 5
 
@@ -277,7 +276,7 @@ async def test_what_can_never_succeed_is_asked_once(autojump_clock, machine, sta
     assert str(status) in machine.proc(ended.pid).reason
 
 
-@pytest.mark.parametrize("fault", ["!drop", "!truncate", "!error", "!html", "!fail 529", "!fail 408"])
+@pytest.mark.parametrize("fault", ["!drop", "!truncate", "!error", "!fail 529", "!fail 408"])
 async def test_every_passing_failure_is_tried_again(autojump_clock, machine, fault):
     ended = await machine.finish(table(), script(f"{fault} times=2", "!say whole"))
     assert (ended.status, ended.message) == (0, "whole")
@@ -334,20 +333,18 @@ async def test_a_hard_wall_limit_ends_a_process_at_once(autojump_clock, machine)
     assert limit_events(machine, pid) == [(pytest.approx(5, abs=0.1), "hard")]
 
 
-async def test_a_soft_wall_limit_asks_for_what_there_is(autojump_clock, machine):
+async def test_a_soft_wall_limit_asks_for_what_there_is(autojump_clock):
     """One last turn with the same tools, in which calls are refused; then 152."""
-    program = table("calculator", model={"max_iterations": 100})
-    call = '!calculator {"expression":"1"}'
-    lines = ["!sleep 2", call] + [line for _ in range(20) for line in ("!sleep 2", call)]
-    pid = await machine.spawn(program, script(*lines), limits={"wall": "5:60"})
-    ended = (await machine.call("proc.wait", pids=[pid])).procs[0]
-    assert ended.status == 152
-    last = json.loads(machine.engine.requests[-1].body)
-    assert "This is your last turn" in json.dumps(last["messages"][-1])
-    assert last["tools"] == json.loads(machine.engine.requests[0].body)["tools"]
-    results = await machine.results(pid)
-    assert results[-1]["is_error"]
-    assert trio.current_time() < 15
+    engine = Engine("\n".join(["!sleep 2", '!calculator {"expression":"1"}'] * 5), seed=b"house")
+    async with running(engine=engine) as house:
+        pid = await house.spawn(table("calculator"), "work", limits={"wall": "3:60"})
+        ended = (await house.call("proc.wait", pids=[pid])).procs[0]
+        assert ended.status == 152
+        first, *_, last = [json.loads(request.body) for request in engine.requests]
+        assert "This is your last turn" in json.dumps(last["messages"][-1])
+        assert last["tools"] == first["tools"]
+        assert (await house.results(pid))[-1]["is_error"]
+        assert trio.current_time() < 15
 
 
 async def test_a_soft_limit_rings_once(autojump_clock, machine):

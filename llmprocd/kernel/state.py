@@ -367,6 +367,10 @@ class Saved(msgspec.Struct):
     counters: Counters = msgspec.field(default_factory=Counters)
 
 
+SEQ_GAP = 1_000_000
+"""Event numbers that are left out at boot: more than could have been given since the last commit."""
+
+
 class Kernel:
     """The process table and what hangs from it.
 
@@ -481,10 +485,22 @@ class Kernel:
         self.families[family] = first_free
         self._dirty().families[family] = first_free
 
+    def new_life(self) -> None:
+        """Boot: number events far above what an earlier life may have shown."""
+        if self.counters.seq > 1:
+            self.counters.seq += SEQ_GAP
+
     def emit(self, type_: str, pid: Pid, **more: Any) -> None:
-        """Tell the world, once the change is durable."""
-        event = Event(self.take("seq"), self.now, type_, pid, more)
-        (self.loose if type_ in FLEETING else self._dirty().events).append(event)
+        """Tell the world, once the change is durable.
+
+        A fleeting event makes no commit, so its number may be forgotten in a crash: that is why a new life
+        begins its numbers far above the last that was written down.
+        """
+        if type_ in FLEETING:
+            self.loose.append(Event(self.counters.seq, self.now, type_, pid, more))
+            self.counters.seq += 1
+        else:
+            self._dirty().events.append(Event(self.take("seq"), self.now, type_, pid, more))
 
     def taken(self) -> Change:
         """The change since the last call, for the store."""

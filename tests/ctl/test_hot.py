@@ -64,7 +64,7 @@ def command_lines(draw):
     return [*before, name, *words]
 
 
-@settings(max_examples=3000, deadline=None)
+@settings(max_examples=1000, deadline=None)
 @given(command_lines())
 def test_both_parsers_read_the_same(argv):
     """Whatever the short way reads, click reads so too."""
