@@ -66,7 +66,11 @@ def cat(
     for word, owner, which in [(word, *_split(word)) for word in fds]:
         try:
             target = session.pid(owner or pid or "") if owner or pid else _owner(session, word, which)
-            if part:
+            if "line" in part:
+                _copy_lines(session, target, which, part["line"], part["lines"])
+            elif "grep" in part:
+                _copy_matches(session, target, which, part["grep"])
+            elif part:
                 _write(session.call("fd.read", pid=target, fd=which, **part)["data"])
             else:
                 _copy(session.client, target, which, follow=follow)
@@ -154,6 +158,28 @@ def _range(words: str) -> tuple[int, int]:
     if len(numbers) != 2 or not 1 <= numbers[0] <= numbers[1]:
         raise UsageError(f"--lines: {words!r} is not of the form A-B, from 1")
     return numbers[0], numbers[1]
+
+
+def _copy_lines(session: Session, pid: int, which: "Fd", line: int, count: int) -> None:
+    """Write some lines, as many at a time as an answer holds."""
+    while count > 0:
+        reply = session.call("fd.read", pid=pid, fd=which, line=line, lines=count)
+        data: bytes = reply["data"]
+        _write(data)
+        got = data.count(b"\n")
+        line, count = line + got, count - got
+        if not got or reply["eof"] or line > reply.get("lines", 0):
+            return
+
+
+def _copy_matches(session: Session, pid: int, which: "Fd", pattern: str) -> None:
+    """Write the lines that match, as many bytes at a time as an answer holds."""
+    offset, more = 0, True
+    while more:
+        reply = session.call("fd.read", pid=pid, fd=which, grep=pattern, offset=offset)
+        _write(reply["data"])
+        offset += len(reply["data"])
+        more = not reply["eof"] and bool(reply["data"])
 
 
 def _copy(client: Client, pid: int, which: "Fd", *, follow: bool) -> None:

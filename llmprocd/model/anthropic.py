@@ -35,6 +35,7 @@ CONNECT = 10.0  # seconds
 STALL = 120.0  # seconds without a byte; the API sends pings
 PATIENCE = 5.0  # seconds that closing a response may take
 
+_SCRIPT_KEY = "the built-in model asks for no key"
 _SCRIPT_URL = "http://script.invalid"
 _TOGETHER = 64 * 1024  # bytes: a body up to here is sent in one piece
 _KINDS = {  # status -> the API's error type; other 4xx are bad requests, all the rest errors of the server
@@ -138,7 +139,7 @@ class Anthropic:
 
     def _endpoint(self, image: Image) -> Endpoint:
         if image.provider == "script":
-            return Endpoint(_SCRIPT_URL, "script", script=True)
+            return Endpoint(_SCRIPT_URL, _SCRIPT_KEY, script=True)
         key = (self.keys(image.base_url, image.api_key_env) or "").strip()
         if not (key or image.base_url):
             raise ModelError(Errno.EACCES, "no API key: set ANTHROPIC_API_KEY for the daemon")

@@ -117,17 +117,25 @@ async def _part(m: Machine, call: calls.FdRead, file: File) -> calls.Data:
         line = call.line or 1
         if line > max(1, pages.total_lines):
             raise KernelError(Errno.EINVAL, f"line: {line} is beyond the last, {pages.total_lines}")
-        text = await m.pager.read_lines(view, line, call.lines)
+        text = _whole_lines(await m.pager.read_lines(view, line, call.lines))
         offset = 0
     data = text.encode()
     last = (
         call.page == pages.count
         if call.page is not None
-        else (call.line or 1) + call.lines > pages.total_lines
+        else (call.line or 1) + files.count_lines(text) > pages.total_lines
     )
     return calls.Data(
         offset, data, pages.bytes[-1], last and file.complete, call.page, pages.count, pages.total_lines
     )
+
+
+def _whole_lines(text: str) -> str:
+    """As many lines as one answer holds, at least one; the next begins where these end."""
+    if len(text) <= CHUNK:
+        return text
+    newline = text.rfind("\n", 0, CHUNK)
+    return text[: newline + 1] if newline >= 0 else text[: text.find("\n") + 1] or text
 
 
 async def _grep(m: Machine, call: calls.FdRead, file: File) -> calls.Data:
