@@ -19,7 +19,7 @@ from llmprocd import console, pager, sched, waitchan
 from llmprocd.abi import calls
 from llmprocd.abi.calls import RunResult, ToolCallInfo
 from llmprocd.abi.errno import Errno, KernelError
-from llmprocd.abi.types import MessageId, Pid
+from llmprocd.abi.types import MessageId, Pid, ProcState
 from llmprocd.config import Config
 from llmprocd.kernel import history, step
 from llmprocd.kernel.state import Change, Image, Kernel, Limit, Node, Proc, Reply, Run
@@ -58,6 +58,9 @@ class Started(msgspec.Struct):
 
 SEQS = 10_000
 """Event numbers that are reserved at a time: one that somebody has seen must not come again after a crash."""
+
+
+_STILL = {ProcState.LIVE: "S", ProcState.STOPPED: "T", ProcState.ZOMBIE: "Z"}
 
 
 class RunWaiter:
@@ -319,6 +322,14 @@ class Machine:
         if wchan in {"slot", "backoff"} or wchan.startswith("retry-after"):
             return "D"
         return "S" if wchan in {"wait", "fd:0"} else "R"
+
+    def counts(self) -> dict[str, int]:
+        """How many processes have each letter of `ps`; one without a task sleeps, whatever for."""
+        found: dict[str, int] = {}
+        for pid, proc in self.kernel.procs.items():
+            letter = _STILL[proc.state] if pid not in self._tasks or not proc.live else self.stat(proc)
+            found[letter] = found.get(letter, 0) + 1
+        return found
 
     # --- what others wait for ----------------------------------------------------------------------
 

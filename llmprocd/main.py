@@ -209,7 +209,7 @@ class Daemon:
                 async with trio.open_nursery() as nursery:
                     await nursery.start(m.run)
                     await nursery.start(partial(server.serve, listener, Door(m)))
-                    nursery.start_soon(self._signals)
+                    await nursery.start(self._signals)
                     nursery.start_soon(self._watchdog)
                     nursery.start_soon(sweep.run, m)
                     nursery.start_soon(self.model.warm)
@@ -240,8 +240,9 @@ class Daemon:
         self.notifier.tell("STOPPING=1")
         nursery.cancel_scope.deadline = trio.current_time() + 0.05
 
-    async def _signals(self) -> None:
+    async def _signals(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as arrived:
+            task_status.started()
             async for number in arrived:
                 if number != signal.SIGHUP:
                     self.machine.stopping.set()

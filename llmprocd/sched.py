@@ -5,10 +5,14 @@ behind one that has not, by an amount that `nice` scales (as in Linux's schedule
 quarter more or less). A server that says "too many requests" holds its whole endpoint, not one caller.
 
 `RunQueue` is pure and decides; `Scheduler` waits. Law: a cancelled waiter leaves no trace.
+
+Before the slots stands the `Herd`: of calls that share a long prompt which no cache has yet, one goes first
+and writes it; the others wait until its answer begins, and read. Law: they wait for a few seconds at most.
 """
 
 import math
-from collections.abc import AsyncGenerator, Callable
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, Callable, Hashable, Sequence
 from contextlib import asynccontextmanager
 from heapq import heapify, heappop, heappush
 
@@ -16,6 +20,12 @@ import trio
 
 from llmprocd.abi.calls import SlotInfo
 from llmprocd.abi.types import Pid
+
+PATIENCE = 5.0
+"""Seconds that a call waits at most for another one to write the prompt they share."""
+
+WARM = 10_000
+"""How many prompts are remembered to be in a cache."""
 
 SLACK = 64
 """How many that have left may stand in a queue beside as many as wait in it."""
@@ -165,3 +175,44 @@ class Scheduler:
             SlotInfo(e.name, e.running, e.queue.waiting, e.slots, round(e.held(), 3))
             for e in self._endpoints.values()
         ]
+
+
+class Herd:
+    """Who of those that share a prompt goes first; a prompt is known by a key that they have in common."""
+
+    def __init__(self) -> None:
+        self._leads: dict[Hashable, trio.Event] = {}
+        self._warm: OrderedDict[Hashable, float] = OrderedDict()  # until when, on trio's clock
+
+    def is_warm(self, key: Hashable) -> bool:
+        """Is a prompt known to be in the cache?"""
+        return self._warm.get(key, -math.inf) > trio.current_time()
+
+    def warm(self, keys: Sequence[Hashable], seconds: float) -> None:
+        """An answer has begun: these prompts are in the cache, and whoever waits for one may go."""
+        for key in keys:
+            self._warm[key] = trio.current_time() + seconds
+            self._warm.move_to_end(key)
+            if key in self._leads:
+                self._leads.pop(key).set()
+        while len(self._warm) > WARM:
+            self._warm.popitem(last=False)
+
+    @asynccontextmanager
+    async def turn(self, key: Hashable, waits: Callable[[str], None]) -> AsyncGenerator[None, None]:
+        """Be the first of a key within the block, or wait until the first has done its work or given up."""
+        until = trio.current_time() + PATIENCE
+        while (lead := self._leads.get(key)) is not None and trio.current_time() < until:
+            waits("slot")
+            with trio.move_on_at(until):
+                await lead.wait()
+        if lead is not None or self.is_warm(key):
+            yield
+            return
+        own = self._leads[key] = trio.Event()
+        try:
+            yield
+        finally:
+            own.set()
+            if self._leads.get(key) is own:
+                del self._leads[key]

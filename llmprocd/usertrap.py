@@ -460,7 +460,7 @@ async def _grep(m: Machine, p: Proc, path: str, pattern: str) -> str:
     if answer.spool:
         text = files.shown(await trio.Path(answer.spool).read_bytes())
         await trio.Path(answer.spool).unlink()
-    return "".join(line.removeprefix(f"{path}:") for line in text.splitlines(keepends=True))
+    return re.sub(f"^{re.escape(path)}:", "", text, flags=re.MULTILINE)
 
 
 async def fd_to_file(m: Machine, p: Proc, call: ToolUse) -> Output:

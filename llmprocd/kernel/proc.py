@@ -33,6 +33,9 @@ from llmprocd.kernel.state import (
 MAX_DEPTH = 64
 """How deep a tree of processes may grow before EAGAIN; a guard against a runaway chain of forks."""
 
+MAILBOX = 4 << 20
+"""Characters that may wait in fd 0; one message always may. Each commit of a process writes them again."""
+
 LAST_TURN = (
     "A limit of this process has been reached. This is your last turn: hand back what you have now, "
     "in words. Tools are not run any more."
@@ -140,13 +143,15 @@ def require_live(k: Kernel, pid: int) -> Proc:
 def send(k: Kernel, pid: int, text: str | None, *, close: bool = False, max_iterations: int = 0) -> int:
     """Put a message into fd 0, or close it, or both; the message's number in that mailbox.
 
-    Raises EPIPE when fd 0 is closed, EINVAL for a blank text, ESRCH.
+    Raises EPIPE when fd 0 is closed, EAGAIN when too much waits in it, EINVAL for a blank text, ESRCH.
     """
     p = require_live(k, pid)
     if text is not None:
         check_text(text)
         if not p.input_open:
             raise KernelError(Errno.EPIPE, f"fd 0 of process {p.label} is closed")
+        if p.inbox and len(text) + sum(len(mail.text) for mail in p.inbox) > MAILBOX:
+            raise KernelError(Errno.EAGAIN, f"fd 0 of process {p.label} is full; try again later")
         p = _mail(k, p, text, max_iterations=max_iterations)
     if close and p.input_open:
         p = replace(p, input_open=False)

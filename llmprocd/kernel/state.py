@@ -63,6 +63,8 @@ class Reply(msgspec.Struct, frozen=True):
     stop_reason: str = ""
     model: str = ""
     usage: Usage = Usage()
+    message_id: str = ""  # the endpoint's
+    diagnostics: bytes = b""  # what the endpoint says of the prompt cache; JSON
 
 
 class ToolResult(msgspec.Struct, frozen=True):

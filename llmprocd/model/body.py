@@ -5,7 +5,15 @@ equal paths give equal bytes, and a path that goes on gives bytes that go on.
 Law: no byte of the past is produced twice: prompt caches and signed thinking depend on it.
 
 Neighbouring nodes of one role become one message; thinking that another model signed is left out, and a node
-with nothing else in it with it. The moving cache marker stands in the suffix, never in stored bytes.
+with nothing else in it with it.
+
+Cache markers stand in no stored bytes: they are put in as a body is made, where the path says. At most four:
+
+- the last tool and the system prompt, for all processes of a program, and for another program's same tools;
+- the end of the request before, if the turn since then is so long that looking back from the end would not
+  find it;
+- what stands before the last text: forks of one history, and a goto's new beginnings, share exactly that;
+- the end, which moves along by itself (top level). With both of the middle ones, the last tool goes without.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,6 +32,10 @@ _OWN = frozenset(
 _LEFT_OUT = frozenset({"stream", "extra_headers", "cache_control", "max_tokens"})
 _THINKING = frozenset({"thinking", "redacted_thinking"})
 _RESULT = b'"type":"tool_result"'  # quotes inside a JSON string are escaped, so no text holds this
+_TYPE = b'"type"'  # every block has one, so there are at least as many as blocks
+_TEXT = b',{"type":"text",'  # as history.text_block begins, after another block
+_NEAR = 18  # blocks that looking back (20) surely spans
+_MARKED = frozenset({"text", "tool_use", "server_tool_use"})  # an assistant's blocks that can be marked
 
 _encode = msgspec.json.encode
 
@@ -46,7 +58,7 @@ def prefix(
         parameters: sent as they are, in an order of ours; `extra_headers` are no part of the body.
         system: the rendered system prompt; "" leaves it out.
         tools: the API's tool definitions, in the order in which they are offered.
-        caching: marks the system prompt and, in each request anew, its last block.
+        caching: marks the last tool, the system prompt and, in each request anew, its last block.
 
     Raises:
         KernelError: EINVAL for a parameter that the daemon writes itself.
@@ -62,7 +74,7 @@ def prefix(
         block: dict[str, Any] = {"type": "text", "text": system}
         head["system"] = [block | {"cache_control": marker} if marker and caching else block]
     if tools:
-        head["tools"] = tools
+        head["tools"] = [*tools[:-1], {**tools[-1], "cache_control": marker}] if marker and caching else tools
     head["stream"] = True
     before = _encode(head)[:-1] + b',"messages":['
     return before, b'],"cache_control":%b}' % _encode(marker) if marker else b"]}"
@@ -79,13 +91,21 @@ def tool_results(results: Sequence[ToolResult]) -> bytes:
 
 
 class Transcript:
-    """The messages of one process as they are sent, kept joined; it only grows."""
+    """The messages of one process as they are sent, kept joined; it only grows.
+
+    `answer` is the last message of the assistant in it: what that request had sent is in the cache.
+    """
 
     def __init__(self, model: str) -> None:
         self.model = model
+        self.answer: Node | None = None
         self._joined = bytearray()  # the messages; the last one is open: its `]}` is still to come
         self._role = ""  # of the open one
         self._content = 0  # where the open one's content begins
+        self._last = b""  # the content that was appended last
+        self._asked = _Place()  # where the request ended that `answer` answered
+        self._shared = _Place()  # where the last text begins, if it is the last block
+        self._answered = 0  # where `answer` ends
 
     @classmethod
     def of(cls, nodes: Iterable[Node], model: str) -> Self:
@@ -99,6 +119,21 @@ class Transcript:
         """Bytes of the joined messages."""
         return len(self._joined)
 
+    @property
+    def shared(self) -> int:
+        """Bytes before the last text: what forks of this history have in common."""
+        return self._shared.end
+
+    @property
+    def asked(self) -> int:
+        """Bytes that the request before had sent."""
+        return self._asked.end
+
+    @property
+    def since(self) -> int:
+        """Bytes that the model has not seen or said yet."""
+        return len(self._joined) - self._answered
+
     def append(self, node: Node) -> None:
         """Add the next node of the path; costs nothing that grows with the path."""
         content = node.body
@@ -106,20 +141,49 @@ class Transcript:
             content = _without_thinking(content)
         if not content:
             return
+        end = _Place(len(self._joined), b"" if self._role == "user" else self._last)
         widens = node.role == self._role
         if widens:
             self._joined += b","
         else:
             self._begin(node.role)
+        began = len(self._joined)
         self._joined += content
+        self._last = content
+        if node.role == "assistant":
+            self.answer, self._asked, self._answered = node, end, len(self._joined)
+        self._shared = _before_text(node, content, began, end)
         if node.role == "user" and _RESULT in content and (widens or not content.startswith(_RESULT, 1)):
             self._put_results_first()
 
-    def pieces(self, image: Image) -> list[bytes]:
-        """The body of a request, to be sent piece by piece; the one copy of the messages is made here."""
+    def pieces(self, image: Image, more: bytes = b"") -> list[bytes]:
+        """The body of a request, to be sent piece by piece; the one copy of the messages is made here.
+
+        `more` is what this request alone says at its end: members of the object, each with a comma before it.
+        """
         assert image.model == self.model, "thinking is bound to its model: make a new transcript"
+        prefix, mark = image.prefix, image.suffix[1:-1] if image.caching else b""
+        marked = self._marked() if mark else []
+        if len(marked) > 1 and prefix.count(mark) > 1:
+            before, _, after = prefix.rpartition(mark)
+            prefix = before + after
+        pieces, begin = [prefix], 0
+        with memoryview(self._joined) as joined:
+            for end in marked:
+                pieces += [joined[begin : end - 1].tobytes(), mark]
+                begin = end - 1
+            pieces.append(joined[begin:].tobytes())
         ending = b"]}" if self._role else b""
-        return [image.prefix, bytes(self._joined), ending + image.suffix]
+        return [*pieces, ending + image.suffix[:-1] + more + b"}"]
+
+    def _marked(self) -> list[int]:
+        """The ends of the blocks that get a marker of their own, in order."""
+        asked, shared = self._asked, self._shared
+        far = self._joined.count(_TYPE, asked.end, shared.end or len(self._joined)) > _NEAR
+        places = [asked] if far else []
+        if shared.end > asked.end:
+            places.append(shared)
+        return [place.end for place in places if place.end and _can_be_marked(place.content)]
 
     def _begin(self, role: str) -> None:
         if self._role:
@@ -133,6 +197,30 @@ class Transcript:
         blocks = _raws(b"[" + self._joined[self._content :] + b"]")
         blocks.sort(key=lambda block: _block(block).type != "tool_result")
         self._joined[self._content :] = b",".join(map(bytes, blocks))
+        self._shared = _Place()
+
+
+class _Place(msgspec.Struct, frozen=True, gc=False):
+    """The end of a block among the joined messages; 0 is none."""
+
+    end: int = 0
+    content: bytes = b""  # the assistant's content that ends there; b"" for a user's, which can be marked
+
+
+def _before_text(node: Node, content: bytes, began: int, end: _Place) -> _Place:
+    """What precedes a user's text: the results beside it, or all that was before the message."""
+    if node.role != "user" or not node.text:
+        return _Place()
+    beside = content.rfind(_TEXT)
+    return end if beside < 0 else _Place(began + beside)
+
+
+def _can_be_marked(content: bytes) -> bool:
+    """Whether the last block of some content can carry a marker: thinking cannot, nor what is not known."""
+    if not content:
+        return True
+    kind = _block(_raws(b"[" + content + b"]")[-1]).type
+    return kind in _MARKED or kind.endswith("_tool_result")
 
 
 def _without_thinking(content: bytes) -> bytes:

@@ -11,7 +11,7 @@ client talk to it in process; script_http.py serves it:
 # What governs an answer
 
 The latest *user text*: of the last user message that has a text block, the last text block alone, without
-`[m12] ` markers in front. Its lines that begin with `!` and a word are *directives*; other lines mean
+`[m12] ` markers in front; a `<context_notice>` is none. Its lines that begin with `!` and a word are *directives*; other lines mean
 nothing. A text without directives leaves the word to `<script>...</script>` in the system prompt, then to the
 endpoint's own script (`--script FILE`). Without any script the answer is `You said: TEXT`, with a thinking
 block before it if `thinking.display` is `summarized`; if `tool_choice` asks for a tool, it is a call of that
@@ -76,7 +76,10 @@ next try, and a success starts over.
 
 Four bytes are a token, rounded up for each block: of the JSON received, of the text (or of a call's name and
 input) sent. Usage tells what the prompt cache would (script_cache.py). An answer longer than `max_tokens` is
-cut off there, one that contains a stop sequence ends before it.
+cut off there, one that contains a stop sequence ends before it. A prompt longer than the window (`--window`)
+is refused, an answer that would not fit beside it is cut off with `model_context_window_exceeded`.
+
+`/_script/requests`, `refusals` and `books` tell what came, what was refused, and what has been billed.
 """
 
 import hashlib
@@ -95,8 +98,10 @@ from llmprocd.model.script_rules import ApiError, Json
 
 MODELS = ("script", "claude-opus-5-5", "claude-sonnet-5-5", "claude-haiku-5-5")
 MAX_RECEIVED = 10_000
+MAX_COMPARED = 1_000
 KEEP_BYTES = 64 * 1024 * 1024
 MAX_CONVERSATIONS = 100_000
+WINDOW = 1_000_000
 
 
 class Received(msgspec.Struct, frozen=True):
@@ -109,6 +114,23 @@ class Received(msgspec.Struct, frozen=True):
     body: bytes
 
 
+class Books(msgspec.Struct):
+    """What has been billed: answers, and their tokens."""
+
+    answers: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cache_read_input_tokens: int = 0
+    cache_creation_input_tokens: int = 0
+
+    def enter(self, usage: script_cache.PromptUsage, output: int) -> None:
+        self.answers += 1
+        self.input_tokens += usage.input_tokens
+        self.output_tokens += output
+        self.cache_read_input_tokens += usage.read
+        self.cache_creation_input_tokens += usage.created_5m + usage.created_1h
+
+
 class Engine:
     """One endpoint.
 
@@ -118,6 +140,7 @@ class Engine:
         rate_limit: requests a second before 429; None for no limit.
         seed: makes the ids the same in each run; None makes them the only ones of their kind.
         keep_bytes: how much of what was received `requests` remembers; the newest request always stays.
+        window: tokens that prompt and answer may have together.
     """
 
     def __init__(
@@ -128,11 +151,14 @@ class Engine:
         rate_limit: float | None = None,
         seed: bytes | None = None,
         keep_bytes: int = KEEP_BYTES,
+        window: int = WINDOW,
     ) -> None:
         self.script = script
         self.key = key
         self.rate_limit = rate_limit
         self.keep_bytes = keep_bytes
+        self.window = window
+        self.books = Books()
         self.requests: list[Received] = []
         self.refusals: list[str] = []
         self._seed = os.urandom(16) if seed is None else seed
@@ -140,6 +166,7 @@ class Engine:
         self._bytes = 0
         self._cache = script_cache.PromptCache()
         self._tries: OrderedDict[bytes, int] = OrderedDict()
+        self._answered: OrderedDict[str, script_cache.Sections] = OrderedDict()
         self._allowance = (rate_limit or 0.0, float("-inf"))
 
     def answer(self, method: str, target: str, headers: Mapping[str, str], body: bytes, now: float) -> Answer:
@@ -174,8 +201,10 @@ class Engine:
         self.requests.clear()
         self.refusals.clear()
         self._bytes = 0
+        self.books = Books()
         self._cache.forget()
         self._tries.clear()
+        self._answered.clear()
 
     def ident(self, name: str, digest: bytes) -> str:
         """An id for something of the present request."""
@@ -190,7 +219,7 @@ class Engine:
         if path == "/v1/messages/count_tokens" and method == "POST":
             return count_tokens(body)
         if path.startswith("/v1/models") and method == "GET":
-            return models(path)
+            return models(path, self.window)
         if path in {"/v1/messages", "/v1/messages/count_tokens", "/v1/models"}:
             raise ApiError(405, "invalid_request_error", "Method Not Allowed")
         raise ApiError(404, "not_found_error", "Not Found")
@@ -200,10 +229,13 @@ class Engine:
         script_rules.check_create(request)
         script_rules.check_signatures(request)
         prompt = script_cache.prompt_of(body)
+        if prompt.tokens > self.window:
+            script_rules.refuse(f"prompt is too long: {prompt.tokens} tokens > {self.window} maximum")
+        told = self._compare(request, body, prompt)
         try:
             step, scene = choose(request, self.script)
             fault = self._strike(prompt.digest, step.faults)
-            return self._play(request, step, fault, scene, prompt, now)
+            return self._play(request, step, fault, scene, prompt, now, told)
         except ScriptError as exc:
             raise ApiError(400, "invalid_request_error", f"script: {exc}") from exc
 
@@ -215,24 +247,49 @@ class Engine:
         scene: Scene,
         prompt: script_cache.Prompt,
         now: float,
+        told: Json | None,
     ) -> Answer:
         last = request["messages"][-1]
         pending: list[str] = []
         if last["role"] == "assistant":
             pending = script_rules.pending_server_tools(script_rules.blocks(last["content"]))
+        left = self.window - prompt.tokens
         asked = script_answer.Request(
             model=request["model"],
-            max_tokens=request["max_tokens"],
+            max_tokens=min(request["max_tokens"], left),
             stream=request.get("stream", False),
             stop_sequences=tuple(request.get("stop_sequences") or ()),
             usage=self._cache.use(prompt, now),
             ident=lambda name: self.ident(name, prompt.digest),
+            cut="max_tokens" if request["max_tokens"] <= left else "model_context_window_exceeded",
+            diagnostics=told,
         )
         try:
-            return script_answer.play(step, fault, scene, asked, pending)
+            answer = script_answer.play(step, fault, scene, asked, pending)
+            self.books.enter(asked.usage, answer.output_tokens)
         except ApiError as error:  # a scripted failure is no refusal
             failed = script_answer.error_answer(error, "req_" + asked.ident("request"))
             return msgspec.structs.replace(failed, wait=step.sleep)
+        return answer
+
+    def _compare(self, request: Json, body: bytes, prompt: script_cache.Prompt) -> Json | None:
+        """What `diagnostics` of a message says; None if the request did not ask."""
+        asked = cast("Json | None", request.get("diagnostics"))
+        if asked is None:
+            return None
+        now = script_cache.sections_of(body, prompt)
+        self._answered["msg_" + self.ident("message", prompt.digest)] = now
+        if len(self._answered) > MAX_COMPARED:
+            self._answered.popitem(last=False)
+        name = asked.get("previous_message_id")
+        if name is None:
+            return {"diagnostics": None}
+        before = self._answered.get(name)
+        if before is None:
+            return {"diagnostics": {"cache_miss_reason": {"type": "previous_message_not_found"}}}
+        why = script_cache.divergence(before, now)
+        missed = {"type": why, "cache_missed_input_tokens": before.prompt.tokens}
+        return {"diagnostics": {"cache_miss_reason": missed} if why else None}
 
     def _strike(self, digest: bytes, faults: Sequence[Fault]) -> Fault | None:
         """The fault that hits this try, if any; one try more is counted while they last."""
@@ -289,6 +346,8 @@ class Engine:
             return script_answer.json_answer(200, shown)
         if (method, path) == ("GET", "/_script/refusals"):
             return script_answer.json_answer(200, self.refusals)
+        if (method, path) == ("GET", "/_script/books"):
+            return script_answer.json_answer(200, msgspec.structs.asdict(self.books))
         if (method, path) == ("POST", "/_script/reset"):
             self.forget()
             return script_answer.json_answer(200, {})
@@ -338,11 +397,11 @@ def count_tokens(body: bytes) -> Answer:
     return script_answer.json_answer(200, {"input_tokens": script_cache.prompt_of(body).tokens})
 
 
-def models(path: str) -> Answer:
+def models(path: str, window: int) -> Answer:
     """The answer of /v1/models and /v1/models/NAME."""
     if path == "/v1/models":
         page = {
-            "data": [model_info(name) for name in MODELS],
+            "data": [model_info(name, window) for name in MODELS],
             "has_more": False,
             "first_id": MODELS[0],
             "last_id": MODELS[-1],
@@ -351,17 +410,17 @@ def models(path: str) -> Answer:
     name = path.removeprefix("/v1/models/")
     if name not in MODELS:
         raise ApiError(404, "not_found_error", f"model: {name}")
-    return script_answer.json_answer(200, model_info(name))
+    return script_answer.json_answer(200, model_info(name, window))
 
 
-def model_info(name: str) -> Json:
+def model_info(name: str, window: int) -> Json:
     return {
         "type": "model",
         "id": name,
         "display_name": name.replace("-", " ").title(),
         "created_at": "2026-01-01T00:00:00Z",
         "lifecycle": "active",
-        "max_input_tokens": 1_000_000,
+        "max_input_tokens": window,
         "max_tokens": script_rules.MAX_OUTPUT,
         "capabilities": None,
     }

@@ -49,6 +49,7 @@ class Answer(msgspec.Struct, frozen=True):
     wait: float = 0.0
     streamed: bool = False
     dropped: bool = False
+    output_tokens: int = 0
 
     @property
     def body(self) -> bytes:
@@ -64,6 +65,8 @@ class Request(msgspec.Struct, frozen=True):
     stop_sequences: tuple[str, ...]
     usage: PromptUsage
     ident: Callable[[str], str]  # an id of its own for each name it is given
+    cut: str = "max_tokens"  # the stop reason of an answer that is longer than `max_tokens`
+    diagnostics: Json | None = None  # what the message says of the prompt cache, if that was asked for
 
 
 class Content(msgspec.Struct, frozen=True):
@@ -130,7 +133,8 @@ def play(
     parts = [*results(pending), *said(step, fault, scene)]
     draft = draft_of(parts, step.stop, request)
     make = streamed if request.stream else whole
-    return msgspec.structs.replace(make(draft, step, fault, request), wait=step.sleep)
+    made = make(draft, step, fault, request)
+    return msgspec.structs.replace(made, wait=step.sleep, output_tokens=draft.tokens)
 
 
 def failure(fault: Fault) -> ApiError:
@@ -183,7 +187,7 @@ def draft_of(parts: Sequence[Part], stop: str, request: Request) -> Draft:
         block = content_of(part, request, str(index))
         if block.tokens > left:
             blocks += cut(part, request, str(index), left)
-            return Draft(tuple(blocks), "max_tokens")
+            return Draft(tuple(blocks), request.cut)
         if block.deltas or not isinstance(part, Say):
             blocks.append(block)
         if sequence is not None:
@@ -298,7 +302,8 @@ def tokens(text: str) -> int:
 
 
 def message_head(request: Request, usage: Json) -> Json:
-    return {
+    told = {} if request.diagnostics is None else request.diagnostics
+    return told | {
         "model": request.model,
         "id": "msg_" + request.ident("message"),
         "type": "message",

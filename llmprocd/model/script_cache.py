@@ -66,6 +66,15 @@ class Prompt(msgspec.Struct, frozen=True):
         return self.blocks[-1].digest
 
 
+class Sections(msgspec.Struct, frozen=True):
+    """What a later request is compared with, to say why its prompt was not read from the cache."""
+
+    model: str
+    tools: bytes
+    system: bytes
+    prompt: Prompt
+
+
 class PromptUsage(msgspec.Struct, frozen=True):
     """Where the tokens of one prompt came from."""
 
@@ -139,6 +148,23 @@ def prompt_of(body: bytes) -> Prompt:
     if automatic and last >= 0:
         blocks[last] = msgspec.structs.replace(blocks[last], ttl=max(automatic, blocks[last].ttl))
     return Prompt(tuple(blocks))
+
+
+def sections_of(body: bytes, prompt: Prompt) -> Sections:
+    """A valid request in the parts that can change."""
+    request = msgspec.json.decode(body, type=RawRequest)
+    tools = b",".join(MARK_AND_COMMA.sub(b"", bytes(tool)) for tool in request.tools)
+    return Sections(request.model, tools, MARK_AND_COMMA.sub(b"", bytes(request.system)), prompt)
+
+
+def divergence(before: Sections, now: Sections) -> str | None:
+    """Why a prompt does not go on from an earlier one, in the API's word; None if it does."""
+    for name in ("model", "tools", "system"):
+        if getattr(before, name) != getattr(now, name):
+            return f"{name}_changed"
+    if all(block.digest != before.prompt.digest for block in now.prompt.blocks):
+        return "messages_changed"
+    return None
 
 
 def pieces(request: RawRequest) -> Iterator[bytes]:

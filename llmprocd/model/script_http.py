@@ -19,7 +19,7 @@ import msgspec
 import trio
 
 from llmprocd.model import script_rules
-from llmprocd.model.script import Engine
+from llmprocd.model.script import WINDOW, Engine
 from llmprocd.model.script_answer import Answer
 
 PIECE = 64 * 1024
@@ -179,10 +179,11 @@ def main(argv: Sequence[str]) -> int:
         "--script", type=pathlib.Path, metavar="FILE", help="plays where no other script is given"
     )
     parser.add_argument("--require-key", metavar="KEY", help="any other key is refused")
+    parser.add_argument("--window", type=int, default=WINDOW, metavar="N", help="tokens of the window")
     parser.add_argument("--rate-limit", type=positive, metavar="N", help="requests a second before 429")
     options = parser.parse_args(argv)
     script = options.script.read_text() if options.script else ""
-    engine = Engine(script, key=options.require_key, rate_limit=options.rate_limit)
+    engine = Engine(script, key=options.require_key, rate_limit=options.rate_limit, window=options.window)
     trio.run(run, engine, options.port, options.host)
     return 0
 

@@ -114,7 +114,8 @@ def cue_of(messages: list[Json]) -> Cue:
         if message["role"] == "assistant":
             step += 1 + sum(was_pause(block) for block in content)
             continue
-        texts = [block["text"] for block in content if block["type"] == "text"]
+        said = [block["text"] for block in content if block["type"] == "text"]
+        texts = [text for text in said if not text.startswith("<context_notice")]
         if texts:
             return Cue(MARKERS.sub("", texts[-1]), step)
     return Cue("", step)

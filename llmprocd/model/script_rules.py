@@ -306,6 +306,10 @@ def check_input_schema(schema: Json, where: str) -> None:
         expect(name, str, f"{where}.required.{i}")
 
 
+def check_diagnostics(value: Any, where: str) -> None:
+    check_members(value, where, {"previous_message_id": str})
+
+
 SIMPLE_CHECKS: dict[str, Callable[[Any, str], None]] = {
     "system": check_system,
     "tools": check_tools,
@@ -316,7 +320,7 @@ SIMPLE_CHECKS: dict[str, Callable[[Any, str], None]] = {
     "service_tier": check_service_tier,
     "speed": check_speed,
     "inference_geo": check_string,
-    "diagnostics": check_object,
+    "diagnostics": check_diagnostics,
     "thinking": check_object,
     "tool_choice": check_object,
 }

@@ -112,7 +112,9 @@ class _Counts(msgspec.Struct, gc=False):
 
 
 class _Message(msgspec.Struct, gc=False):
+    id: str | None = None
     usage: _Counts | None = None
+    diagnostics: msgspec.Raw = msgspec.Raw()
 
 
 class _Event(msgspec.Struct, gc=False):
@@ -233,14 +235,22 @@ class Turn:
         model: the model that was asked; it goes into the reply, because signed thinking is bound to it.
         on_text: gets the answer's text while it comes, what one chunk held in one piece.
         on_think: gets the model's thinking in the same way.
+        on_begin: is called when the answer begins: the request's prompt is in the cache from then on.
     """
 
     def __init__(
-        self, model: str, on_text: Callable[[str], None], on_think: Callable[[str], None] | None = None
+        self,
+        model: str,
+        on_text: Callable[[str], None],
+        on_think: Callable[[str], None] | None = None,
+        on_begin: Callable[[], None] | None = None,
     ) -> None:
         self.model = model
         self.on_text = on_text
         self.on_think = on_think
+        self.on_begin = on_begin
+        self.message_id = ""
+        self.diagnostics = b""  # JSON, as it came
         self.usage = Usage()
         self.stop_reason = ""
         self.stopped = False
@@ -334,7 +344,7 @@ class Turn:
             if event.index in self._open:
                 self._open[event.index].ended = True
         elif kind == "message_start":
-            self._count(event.message.usage if event.message else None)
+            self._introduce(event.message or _Message())
         elif kind == "message_delta":
             self._count(event.usage)
             self.stop_reason = (event.delta and event.delta.stop_reason) or self.stop_reason
@@ -342,6 +352,15 @@ class Turn:
             self.stopped = True
         elif kind == "error":
             raise _reported(bytes(event.error))
+
+    def _introduce(self, message: _Message) -> None:
+        """Take over what the answer is called, and what its prompt has cost."""
+        self._count(message.usage)
+        self.message_id = message.id or ""
+        if bytes(message.diagnostics) != b"null":
+            self.diagnostics = bytes(message.diagnostics)
+        if self.on_begin is not None:
+            self.on_begin()
 
     def _start(self, index: int, raw: bytes) -> None:
         block = _Block(raw)
@@ -428,6 +447,8 @@ class Turn:
             stop_reason=stop_reason,
             model=self.model,
             usage=self.usage,
+            message_id=self.message_id,
+            diagnostics=self.diagnostics,
         )
 
 

@@ -1,5 +1,7 @@
 """Descriptors: list, stat, read, write."""
 
+import re
+
 import trio
 
 from llmprocd import usertrap
@@ -144,8 +146,7 @@ async def _grep(m: Machine, call: calls.FdRead, file: File) -> calls.Data:
         found = await usertrap.grep(m, m.kernel.proc(call.pid), file, call.grep or "")
     except ToolError as error:
         raise KernelError(Errno.EINVAL, f"grep: {error}") from None
-    lines = [line.partition(":")[2] for line in found.splitlines(keepends=True)]
-    data = "".join(lines).encode()
+    data = re.sub(r"^\d+:", "", found, flags=re.MULTILINE).encode()
     part = data[call.offset : call.offset + min(call.count, CHUNK)]
     return calls.Data(call.offset, part, len(data), eof=call.offset + len(part) >= len(data))
 

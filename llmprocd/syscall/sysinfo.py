@@ -1,7 +1,7 @@
 """The daemon itself: hello, the method table, status, events, programs."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
+from operator import attrgetter
 
 import msgspec
 import trio
@@ -33,8 +33,7 @@ def sys_hello(m: Machine, caller: Caller, call: calls.Hello) -> calls.Greeting:
 def sys_status(m: Machine, caller: Caller, _call: calls.GetStatus) -> calls.Status:
     """Counts and use."""
     require(m.kernel, caller, Access.READ)
-    counts = Counter(m.stat(p) for p in m.kernel.procs.values())
-    usage = sum((p.usage for p in m.kernel.procs.values()), Usage())
+    used = [p.usage for p in m.kernel.procs.values() if p.turns]
     return calls.Status(
         version=__version__,
         pid=m.os_pid,
@@ -42,8 +41,8 @@ def sys_status(m: Machine, caller: Caller, _call: calls.GetStatus) -> calls.Stat
         uptime_s=round(m.begin().now - m.started, 3),
         socket=m.socket,
         state_dir=m.state_dir,
-        procs=dict(counts),
-        usage=usage,
+        procs=m.counts(),
+        usage=Usage(*(sum(map(attrgetter(field), used)) for field in Usage.__struct_fields__)),
         cost_usd=None,
         scheduler=m.sched.table(),
     )

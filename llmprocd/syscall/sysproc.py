@@ -81,6 +81,8 @@ def _copy(source: str, target: str) -> int:
 
 
 def _spawn(m: Machine, caller: Caller, call: calls.Spawn, stdin: File | None) -> calls.Spawned:
+    if call.cwd and not call.cwd.startswith("/"):
+        raise KernelError(Errno.EINVAL, f"cwd: {call.cwd!r} is no absolute path")
     k = m.begin()
     image = m.image_of(call.program, call.cwd or "/", call.env)
     wall = limits_of(call.limits) if call.limits else image.wall

@@ -32,7 +32,7 @@ ALL_TOOLS = (
 )  # fmt: skip
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """An error that the daemon answered with."""
 
     def __init__(self, errno: int, text: str, name: str) -> None:
@@ -42,7 +42,7 @@ class Refused(Exception):
         self.name = name
 
 
-class HungUp(Exception):
+class HungUpError(Exception):
     """The daemon is gone."""
 
 
@@ -73,21 +73,21 @@ class Client:
         try:
             self.sock.sendall(msgpack.packb([0, self._last, method, [params]]))
         except (BrokenPipeError, ConnectionResetError) as error:
-            raise HungUp from error
+            raise HungUpError from error
         return self._last
 
     def end(self, msgid: int) -> Any:
-        """The result of a request that was begun. Raises Refused."""
+        """The result of a request that was begun. Raises RefusedError."""
         while msgid not in self._replies:
             self.receive()
         error, result = self._replies.pop(msgid)
         if error is not None:
             number, text, more = error
-            raise Refused(number, text, more["name"])
+            raise RefusedError(number, text, more["name"])
         return result
 
     def call(self, method: str, **params: Any) -> Any:
-        """A request and its result. Raises Refused."""
+        """A request and its result. Raises RefusedError."""
         return self.end(self.begin(method, **params))
 
     def receive(self) -> None:
@@ -99,9 +99,9 @@ class Client:
             try:
                 data = self.sock.recv(1 << 18)
             except ConnectionResetError as error:
-                raise HungUp from error
+                raise HungUpError from error
             if not data:
-                raise HungUp
+                raise HungUpError
             self.unpacker.feed(data)
         for frame in frames:
             if frame[0] == 1:
@@ -251,7 +251,7 @@ def refused(name: str, *words: str) -> Iterator[None]:
     """The block must be refused with this errno, in these words."""
     try:
         yield
-    except Refused as error:
+    except RefusedError as error:
         assert error.name == name, error.text
         for word in words:
             assert word in error.text, error.text
@@ -313,7 +313,7 @@ class Daemon:
         try:
             return Client(self.socket)
         except (FileNotFoundError, ConnectionRefusedError) as error:
-            raise HungUp from error
+            raise HungUpError from error
 
     def kill(self) -> None:
         """kill -9."""
@@ -343,7 +343,7 @@ class Daemon:
         """End and forget all processes."""
         pids = [row["pid"] for row in client.call("proc.list", all=True)["procs"] if row["pid"] != 1]
         for pid in pids:
-            with contextlib.suppress(Refused):
+            with contextlib.suppress(RefusedError):
                 client.signal(pid, "KILL")
         if pids:
             client.wait(*pids)

@@ -122,6 +122,7 @@ def test_pages_by_example():
     """Whole lines while they fit, pieces of one that does not."""
     assert list(file.split(["one\ntwo\nthree\n"], 8)) == ["one\ntwo\n", "three\n"]
     assert list(file.split(["abcdefghij\nk"], 4)) == ["abcd", "efgh", "ij\nk"]
+    assert list(file.split(["\nabcd"], 4)) == ["\n", "abcd"]
     assert list(file.split([], 4)) == []
     assert list(file.split(["abcd"], 4)) == ["abcd"]
 
@@ -361,6 +362,7 @@ def test_the_last_reference_of_a_name_wins(opened):
         ('<ref id="">no name</ref>', {}),
         ('<ref id="a/b">x</ref> <ref id="ok">y</ref>', {"ok": "y"}),
         ('<ref id="a" lang="py">x</ref> <ref id="ok">y</ref>', {"ok": "y"}),
+        ('<ref id="a <ref id="b">x</ref>', {"b": "x"}),
         ('<ref id="x', {}),
         ("", {}),
     ],

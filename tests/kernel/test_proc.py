@@ -687,6 +687,14 @@ def test_a_parent_waits_for_its_children_over_a_restart(w):
     assert (dict(p.awaiting), w.words(pid)[-1]) == ({}, 'user: [{"id":0}]')
 
 
+def test_a_fork_that_was_answered_is_waited_for_no_more(w):
+    """While the other one of the turn still is."""
+    pid, _, forks = forking(w, (("a",), True), (("b",), True))
+    w.fork_model(pid, *forks)
+    p = w.finish(pid, forks[1].ask)
+    assert p.awaiting == {forks[0].ask.id: (3,)}
+
+
 @pytest.mark.parametrize("ceiling", list(Access))
 @pytest.mark.parametrize("level", list(Access))
 def test_a_forked_child_is_held_by_the_ceiling(level, ceiling):
@@ -1127,6 +1135,17 @@ def test_nobody_is_notified_who_did_not_ask(w):
     w.exit(pid)
     w.exit(named)
     assert w[pid].inbox == ()
+
+
+def test_each_child_is_told_of_once_and_for_itself(w):
+    """The end of one does not silence the other."""
+    pid = w.spawn()
+    first, second = w.spawn(ppid=pid), w.spawn(ppid=pid)
+    w.k.put(replace(w[pid], notify=(first, second)))
+    w.exit(first)
+    assert (w[pid].notify, len(w[pid].inbox)) == ((second,), 1)
+    w.exit(second)
+    assert (w[pid].notify, len(w[pid].inbox)) == ((), 2)
 
 
 def test_collecting_hides_and_keeps(w):

@@ -46,7 +46,7 @@ def test_a_prefix_holds_all_but_the_messages():
         "max_tokens": 9,
         "thinking": {"type": "adaptive"},
         "system": [{"type": "text", "text": "sys", "cache_control": {"type": "ephemeral"}}],
-        "tools": tools,
+        "tools": [*tools[:-1], tools[-1] | {"cache_control": {"type": "ephemeral"}}],
         "stream": True,
         "messages": [],
         "cache_control": {"type": "ephemeral"},

@@ -64,7 +64,7 @@ async def family(house, level):
     """A process of an access level, a child of it, and a stranger, each with one message."""
     pids = {}
     for name in ("own", "child", "foreign"):
-        pids[name] = await house.spawn(interactive=True, access=(level or ADMIN).word)
+        pids[name] = await house.spawn(interactive=True, access=(ADMIN if level is None else level).word)
         await house.call("proc.run", pid=pids[name], prompt="!say hi")
     child = msgspec.structs.replace(house.proc(pids["child"]), ppid=pids["own"], birth=pids["own"])
     house.m.kernel.put(child)
