@@ -19,13 +19,16 @@ from llmprocd import console, pager, sched, waitchan
 from llmprocd.abi import calls
 from llmprocd.abi.calls import RunResult, ToolCallInfo
 from llmprocd.abi.errno import Errno, KernelError
-from llmprocd.abi.types import MessageId, Pid, ProcState
-from llmprocd.config import Config
-from llmprocd.kernel import history, step
+from llmprocd.abi.types import INIT, MessageId, Pid, ProcState
+from llmprocd.config import Config, prices, tree_limits
+from llmprocd.endpoint import Bounds
+from llmprocd.kernel import access, history, limits, step
 from llmprocd.kernel.state import Change, Image, Kernel, Limit, Node, Proc, Reply, Run
+from llmprocd.model import pricing
 from llmprocd.model.body import Transcript
 from llmprocd.model.protocol import Model
 from llmprocd.model.sse import Turn
+from llmprocd.model.windows import Windows
 from llmprocd.store.protocol import Store
 from llmprocd.tools.spawner import Spawner
 
@@ -56,9 +59,8 @@ class Started(msgspec.Struct):
     scope: trio.CancelScope
 
 
-SEQS = 10_000
-"""Event numbers that are reserved at a time: one that somebody has seen must not come again after a crash."""
-
+What = str | Callable[[], str]
+"""What a process waits for; one that changes while it waits is computed when somebody looks."""
 
 _STILL = {ProcState.LIVE: "S", ProcState.STOPPED: "T", ProcState.ZOMBIE: "Z"}
 
@@ -108,7 +110,11 @@ class Machine:
         self.config = config
         self.model = model
         self.spawner = spawner
-        self.sched = sched.Scheduler(config.slots)
+        self.sched = sched.Scheduler(*bounds(config))
+        self.prices = prices(config)
+        kernel.defaults = tree_limits(config)
+        self.herd = sched.Herd()
+        self.windows = Windows()
         self.console = console.Console(kernel.counters.seq)
         self.waits = waitchan.WaitChan()
         self.pager = pager.Pager(store)
@@ -121,14 +127,13 @@ class Machine:
         self._nursery: trio.Nursery | None = None
         self._tasks: set[Pid] = set()
         self._steps: dict[Pid, Started] = {}
-        self._doing: dict[Pid, dict[str, str]] = {}
+        self._doing: dict[Pid, dict[str, What]] = {}
         self._runs: dict[Pid, dict[int, list[RunWaiter]]] = {}
         self._ends: dict[Pid, set[EndWaiter]] = {}
         self._alarms: dict[Pid, trio.CancelScope] = {}
         self._transcripts: dict[Pid, tuple[MessageId | None, Transcript, int]] = {}
         self._kept = 0
         self._published = 0
-        self._reserved = kernel.counters.seq  # event numbers below are on disk as used up
         self.on_alarm: Callable[[Pid, str], Awaitable[None]] | None = None
         self.stopping = trio.Event()
         self.started = clock()
@@ -148,7 +153,9 @@ class Machine:
     def configure(self, config: Config) -> None:
         """Use another config from now on."""
         self.config = config
-        self.sched.resize(config.slots)
+        self.prices = prices(config)
+        self.kernel.defaults = tree_limits(config)
+        self.sched.configure(*bounds(config))
 
     @property
     def busy(self) -> int:
@@ -168,20 +175,11 @@ class Machine:
         if not change:
             return self.ticket
         change.why.append(why)
-        self._reserve(change)
         self.ticket = self.store.submit(change)
         self._publish(change)
         for proc in change.procs.values():
             self._react(proc)
         return self.ticket
-
-    def _reserve(self, change: Change) -> None:
-        """Write down more event numbers as used up than there are, for those that are told at once."""
-        counters = change.counters
-        assert counters is not None
-        if counters.seq > self._reserved - SEQS // 2:
-            self._reserved = counters.seq + SEQS
-        counters.seq = self._reserved
 
     def room(self, count: int) -> None:
         """Refuse new processes when there are too many (EAGAIN) or the disk is nearly full (ENOSPC)."""
@@ -211,8 +209,6 @@ class Machine:
         event = (k.loose or events)[-1]
         k.loose.clear()
         self._published = event.seq
-        if event.seq >= self._reserved:
-            self.commit("reserve")
         if self.console.publish([event], self.ticket, self.store.durable):
             self.waits.wakeup("events")
 
@@ -250,7 +246,7 @@ class Machine:
         elif pid not in self._tasks and not isinstance(step.next_step(proc), step.Sleep):
             self._tasks.add(pid)
             self.background(self._live, self, pid)
-        if proc.live and proc.wall != Limit() and pid not in self._alarms:
+        if proc.live and pid not in self._alarms and limits.is_timed(self.kernel, proc):
             self.background(self._alarm, pid)
         self._answer_runs(proc)
         self.waits.wakeup(("proc", pid))
@@ -286,7 +282,7 @@ class Machine:
         self._tasks.discard(pid)
 
     @contextmanager
-    def doing(self, pid: Pid, what: str, key: str = "") -> Generator[None]:
+    def doing(self, pid: Pid, what: What, key: str = "") -> Generator[None]:
         """Say what a process waits for (WCHAN)."""
         self.waits_for(pid, what, key)
         try:
@@ -294,17 +290,18 @@ class Machine:
         finally:
             self._doing.get(pid, {}).pop(key, None)
 
-    def waits_for(self, pid: Pid, what: str, key: str = "") -> None:
+    def waits_for(self, pid: Pid, what: What, key: str = "") -> None:
         self._doing.setdefault(pid, {})[key] = what
         proc = self.kernel.procs.get(pid)
         if self.console.readers and proc is not None:
-            self.announce("state", pid, stat=self.stat(proc), wchan=what)
+            self.announce("state", pid, stat=self.stat(proc), wchan=what if isinstance(what, str) else what())
 
     def wchan(self, proc: Proc) -> str:
         """What a process waits for."""
         doing = self._doing.get(proc.pid)
         if doing:
-            return next((what for what in doing.values() if what != "wait"), "wait")
+            said = (what if isinstance(what, str) else what() for what in doing.values())
+            return next((what for what in said if what != "wait"), "wait")
         if not proc.live:
             return "-"
         if proc.stopped:
@@ -415,15 +412,36 @@ class Machine:
             api_calls=run.api_calls,
             tool_calls=[ToolCallInfo(call.name, call.input, call.is_error) for call in run.tool_calls],
             usage=run.usage,
-            cost_usd=None,
+            cost_usd=self.cost(run, proc.pid),
             duration_ms=round(1000 * max(0.0, (run.ended or self._clock()) - run.began)),
             status=proc.status,
         )
 
+    def cost(self, run: Run, pid: Pid) -> float | None:
+        """What a run and all that was born below have cost meanwhile, in dollars; None when not known."""
+        after = self.kernel.total(pid) if run.after is None else run.after
+        return (after + -run.before).dollars
+
     def partial(self, pid: Pid) -> Reply | None:
         """What has been streamed of the answer under way."""
         turn = self.turns.get(pid)
-        return turn.partial() if turn is not None else None
+        return self.priced(pid, turn.partial()) if turn is not None else None
+
+    def priced(self, pid: Pid, reply: Reply) -> Reply:
+        """An answer with what it has cost."""
+        rate = self.prices.of(self.kernel.image(self.kernel.proc(pid)))
+        return msgspec.structs.replace(reply, cost=pricing.cost(rate, reply))
+
+    def affordable(self, image: Image, birth: Pid, own: Mapping[str, Limit]) -> None:
+        """Refuse (EINVAL) a model without a known price where a cost limit would bind it."""
+        whose = limits.paying(self.kernel, birth, own)
+        if whose is not None and self.prices.of(image) is None:
+            where = "its own" if whose == INIT else f"that of process {whose}"
+            raise KernelError(
+                Errno.EINVAL,
+                f"limits.cost_usd: the price of {image.model!r} is not known, and a limit binds ({where}); "
+                f'give it one in the config: [prices."{image.model}"]',
+            )
 
     # --- history -----------------------------------------------------------------------------------
 
@@ -471,10 +489,14 @@ class Machine:
 
     # --- wall-clock limits -------------------------------------------------------------------------
 
-    def set_alarm(self, pid: Pid) -> None:
-        """A process's wall limit has changed."""
-        if pid in self._alarms:
-            self._alarms[pid].cancel(reason="the limit was changed")
+    def limits_changed(self, pid: Pid) -> None:
+        """Other limits bind a process and all below it: alarms are set anew, and waiting calls look again."""
+        for one in map(self.kernel.proc, access.subtree(self.kernel, pid)):
+            if one.pid in self._alarms:
+                self._alarms[one.pid].cancel(reason="the limit was changed")
+            elif one.live and limits.is_timed(self.kernel, one):
+                self.background(self._alarm, one.pid)
+        self.waits.wakeup(("limit", pid))
 
     async def _alarm(self, pid: Pid) -> None:
         """Raise a process's wall limits when their time has come; begin anew when they are changed."""
@@ -489,10 +511,23 @@ class Machine:
         self._alarms.pop(pid, None)
 
     async def _ring(self, proc: Proc) -> None:
-        for which, bound in (("soft", proc.wall.soft), ("hard", proc.wall.hard)):
-            if bound is not None and self.on_alarm is not None:
-                await trio.sleep(max(0.0, proc.began + bound - self._clock()))
+        soft, hard = limits.bound(self.kernel, proc, "wall").soft, limits.deadline(self.kernel, proc)
+        times = [(proc.began + soft, "soft")] if soft is not None else []
+        if hard is not None:
+            times.append((hard.at, "hard"))
+        for at, which in sorted(times):
+            if self.on_alarm is not None:
+                await trio.sleep(max(0.0, at - self._clock()))
                 await self.on_alarm(proc.pid, which)
+
+
+def bounds(config: Config) -> tuple[Bounds, dict[str, Bounds]]:
+    """What may be asked of endpoints in general, and of those that the config names."""
+    own = {
+        name: Bounds(table.slots or config.slots, table.rpm, table.itpm, table.otpm)
+        for name, table in config.endpoints.items()
+    }
+    return Bounds(config.slots), own
 
 
 def _answer(waiters: Sequence[RunWaiter], proc: Proc) -> None:

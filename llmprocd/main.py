@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KernelError as error:
         sys.stderr.write(f"llmprocd: {error.text}\n")
         return 1
-    variables = [endpoint.api_key_env for endpoint in settings.endpoints.values()]
+    variables = list(config.key_variables(settings).values())
     known = keys.take(os.environ, variables)
     credential = keys.credential(os.environ, "anthropic_api_key")
     if credential:
@@ -152,12 +152,12 @@ class Daemon:
 
     def key(self, base_url: str, variable: str) -> str | None:
         """The key for an endpoint: the default one's, or the one that the config pairs with it."""
+        paired = config.key_variables(self.settings).get(base_url or "anthropic")
         if not base_url:
-            return self.known.get("ANTHROPIC_API_KEY")
-        paired = self.settings.endpoints.get(base_url)
-        if paired is None or (variable and variable != paired.api_key_env):
+            return self.known.get(paired or "ANTHROPIC_API_KEY")
+        if paired is None or (variable and variable != paired):
             return None
-        return self.known.get(paired.api_key_env)
+        return self.known.get(paired)
 
     def _script(self) -> Any:
         from llmprocd.model.script_transport import ScriptTransport

@@ -1,25 +1,23 @@
 """Who may call the model next.
 
-Each endpoint has a number of slots. Waiters are served fairly: a tree of processes that has been served is
-behind one that has not, by an amount that `nice` scales (as in Linux's scheduler: one step of nice is a
-quarter more or less). A server that says "too many requests" holds its whole endpoint, not one caller.
-
-`RunQueue` is pure and decides; `Scheduler` waits. Law: a cancelled waiter leaves no trace.
+Each endpoint (endpoint.py) decides; the `Scheduler` waits. Law: a cancelled waiter leaves no trace. Law: a
+waiter is woken once, when it may begin; for an endpoint's time to come, one task waits and not each of them.
 
 Before the slots stands the `Herd`: of calls that share a long prompt which no cache has yet, one goes first
 and writes it; the others wait until its answer begins, and read. Law: they wait for a few seconds at most.
 """
 
 import math
+import random
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Callable, Hashable, Sequence
+from collections.abc import AsyncGenerator, Callable, Hashable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from heapq import heapify, heappop, heappush
 
 import trio
 
 from llmprocd.abi.calls import SlotInfo
 from llmprocd.abi.types import Pid
+from llmprocd.endpoint import Bounds, Endpoint, Grant
 
 PATIENCE = 5.0
 """Seconds that a call waits at most for another one to write the prompt they share."""
@@ -27,154 +25,124 @@ PATIENCE = 5.0
 WARM = 10_000
 """How many prompts are remembered to be in a cache."""
 
-SLACK = 64
-"""How many that have left may stand in a queue beside as many as wait in it."""
+KEPT = 1_000
+"""How many endpoints are remembered."""
 
-
-class Waiter:
-    """One call that waits for a slot."""
-
-    def __init__(self, key: tuple[float, int], tree: Pid, weight: float) -> None:
-        self.key = key
-        self.tree = tree
-        self.weight = weight
-        self.granted = trio.Event()
-        self.gone = False
-
-    def __lt__(self, other: "Waiter") -> bool:
-        return self.key < other.key
-
-
-class RunQueue:
-    """The order in which waiters get slots: by virtual time, then by arrival."""
-
-    def __init__(self) -> None:
-        self._heap: list[Waiter] = []
-        self._served: dict[Pid, float] = {}
-        self._floor = 0.0
-        self._arrivals = 0
-        self.waiting = 0
-
-    def join(self, tree: Pid, nice: int) -> Waiter:
-        """Take a place. A tree's second waiter is behind its first."""
-        weight = 1.25**-nice
-        start = max(self._floor, self._served.get(tree, 0.0))
-        self._served[tree] = start + 1 / weight
-        self._arrivals += 1
-        waiter = Waiter((start + 1 / weight, self._arrivals), tree, weight)
-        heappush(self._heap, waiter)
-        self.waiting += 1
-        return waiter
-
-    def leave(self, waiter: Waiter) -> None:
-        """Give the place up: its tree is as near to its next slot as it was before."""
-        if waiter.gone:
-            return
-        waiter.gone = True
-        self.waiting -= 1
-        served = self._served.pop(waiter.tree, 0.0) - 1 / waiter.weight
-        if served > self._floor:
-            self._served[waiter.tree] = served
-        if len(self._heap) > 2 * self.waiting + SLACK:
-            self._tidy()
-
-    def _tidy(self) -> None:
-        """Throw those out who have left: while no slot is free, nobody comes past them."""
-        self._heap = [waiter for waiter in self._heap if not waiter.gone]
-        heapify(self._heap)
-        self._served = {tree: served for tree, served in self._served.items() if served > self._floor}
-
-    def next(self) -> Waiter | None:
-        """The waiter to serve now."""
-        while self._heap:
-            waiter = heappop(self._heap)
-            if not waiter.gone:
-                waiter.gone = True
-                self.waiting -= 1
-                self._floor = max(self._floor, waiter.key[0] - 1 / waiter.weight)
-                return waiter
-        self._served.clear()
-        return None
-
-
-class Endpoint:
-    """The slots of one endpoint."""
-
-    def __init__(self, name: str, slots: int) -> None:
-        self.name = name
-        self.slots = slots
-        self.running = 0
-        self.queue = RunQueue()
-        self.held_until = -math.inf  # on trio's clock
-
-    def held(self) -> float:
-        """Seconds for which nobody may call."""
-        return max(0.0, self.held_until - trio.current_time())
+Waits = Callable[[Callable[[], str]], None]
+"""Is told by what one finds out, at any time, what is waited for (WCHAN)."""
 
 
 class Scheduler:
-    """Endpoints and their queues."""
+    """Endpoints and their queues.
 
-    def __init__(self, slots: int) -> None:
-        self._slots = slots
+    Args:
+        bounds: of every endpoint that has none of its own.
+        own: those that have, by base_url, or provider for the default one.
+        chance: from 0 to 1, anew each time: spreads callers out.
+    """
+
+    def __init__(
+        self,
+        bounds: Bounds,
+        own: Mapping[str, Bounds] | None = None,
+        chance: Callable[[], float] = random.random,
+    ) -> None:
+        self._bounds = bounds
+        self._own = own or {}
+        self._chance = chance
         self._endpoints: dict[str, Endpoint] = {}
 
     def endpoint(self, name: str) -> Endpoint:
         found = self._endpoints.get(name)
         if found is None:
-            found = self._endpoints[name] = Endpoint(name, self._slots)
+            if len(self._endpoints) >= KEPT:
+                self._forget_idle()
+            bounds = self._own.get(name, self._bounds)
+            found = self._endpoints[name] = Endpoint(name, bounds, self._chance)
         return found
 
-    def resize(self, slots: int) -> None:
-        """Allow so many calls at once from now on."""
-        self._slots = slots
+    def _forget_idle(self) -> None:
+        now = trio.current_time()
+        self._endpoints = {name: e for name, e in self._endpoints.items() if not e.idle(now)}
+
+    def configure(self, bounds: Bounds, own: Mapping[str, Bounds]) -> None:
+        """Allow so much from now on."""
+        self._bounds, self._own = bounds, own
         for endpoint in self._endpoints.values():
-            endpoint.slots = slots
+            endpoint.bound(own.get(endpoint.name, bounds), trio.current_time())
             self._serve(endpoint)
 
-    def hold(self, name: str, seconds: float) -> None:
-        """Let nobody call an endpoint for a while."""
-        endpoint = self.endpoint(name)
-        endpoint.held_until = max(endpoint.held_until, trio.current_time() + seconds)
+    def hold(self, name: str, seconds: float, began: float = math.inf, *, named: bool = True) -> None:
+        """Let nobody call an endpoint for a while; see Endpoint.hold."""
+        self.endpoint(name).hold(seconds, began, trio.current_time(), named=named)
 
     @asynccontextmanager
     async def slot(
-        self, name: str, tree: Pid, nice: int, waits: Callable[[str], None]
-    ) -> AsyncGenerator[None, None]:
-        """Have a slot for the body; `waits` is told what for when there is none yet."""
+        self,
+        name: str,
+        tree: Pid,
+        nice: int,
+        waits: Waits,
+        *,
+        interactive: bool = False,
+        size: int = 0,
+    ) -> AsyncGenerator[Grant, None]:
+        """Have a slot for the body.
+
+        Args:
+            name: the endpoint.
+            tree: the top of the tree that the caller was born in.
+            nice: one step is a quarter more or less.
+            waits: is told what for, when there is no slot yet.
+            interactive: is somebody waiting for the answer?
+            size: of the request, in bytes.
+        """
         endpoint = self.endpoint(name)
-        waiter = endpoint.queue.join(tree, nice)
+        waiter = endpoint.queue.join(tree, nice, interactive=interactive, size=size)
         try:
             self._serve(endpoint)
             if not waiter.granted.is_set():
-                waits("slot")
+                waits(lambda: endpoint.wchan(trio.current_time()))
                 await waiter.granted.wait()
-            yield
+            assert waiter.grant is not None
+            yield waiter.grant
         finally:
-            if waiter.granted.is_set():
-                endpoint.running -= 1
+            if waiter.grant is not None:
+                waiter.grant.close(trio.current_time())
             else:
                 endpoint.queue.leave(waiter)
             self._serve(endpoint)
 
     def _serve(self, endpoint: Endpoint) -> None:
-        while endpoint.running < endpoint.slots and (waiter := endpoint.queue.next()) is not None:
-            endpoint.running += 1
+        """Let in whoever may begin now; whoever may later is let in by the alarm."""
+        now = trio.current_time()
+        while endpoint.running < endpoint.slots and (waiter := endpoint.queue.first()) is not None:
+            delay = endpoint.delay(waiter, now)
+            if delay > 0:
+                self._set_alarm(endpoint, now + delay)
+                return
+            endpoint.queue.next()
+            waiter.grant = endpoint.start(waiter.size, now)
             waiter.granted.set()
 
-    async def wait_held(self, name: str, waits: Callable[[str], None]) -> None:
-        """Wait while an endpoint is held."""
-        endpoint = self.endpoint(name)
-        while (seconds := endpoint.held()) > 0:
-            waits(f"retry-after {math.ceil(seconds)}s")
-            await trio.sleep(seconds)
+    def _set_alarm(self, endpoint: Endpoint, at: float) -> None:
+        if endpoint.alarm is not None:
+            endpoint.alarm.deadline = at
+            return
+        endpoint.alarm = trio.CancelScope(deadline=at)
+        trio.lowlevel.spawn_system_task(self._ring, endpoint, endpoint.alarm)
+
+    async def _ring(self, endpoint: Endpoint, alarm: trio.CancelScope) -> None:
+        """The one task that waits for an endpoint's time to come: those who wait for a slot sleep on."""
+        with alarm:
+            await trio.sleep_forever()
+        endpoint.alarm = None
+        self._serve(endpoint)
 
     def table(self) -> list[SlotInfo]:
         """What `sys.status` shows."""
-        return [
-            SlotInfo(e.name, e.running, e.queue.waiting, e.slots, round(e.held(), 3))
-            for e in self._endpoints.values()
-        ]
+        now = trio.current_time()
+        return [endpoint.info(now) for endpoint in self._endpoints.values()]
 
 
 class Herd:

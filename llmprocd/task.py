@@ -6,23 +6,30 @@ nothing. So stopping the daemon, a signal, goto and a power cut are one road, an
 but the first lines of `run_tools`.
 """
 
+import math
 import random
 from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
+from functools import partial
 
 import msgspec
 import trio
 
-from llmprocd import crash, outcome, usertrap
-from llmprocd.abi.errno import KernelError
+from llmprocd import crash, outcome, usertrap, window
+from llmprocd.abi.errno import Errno, KernelError
 from llmprocd.abi.types import Pid, ToolUseId
-from llmprocd.kernel import access, file, proc, step
+from llmprocd.endpoint import Grant
+from llmprocd.kernel import access, cached, file, proc, step
+from llmprocd.kernel.cached import Sent
 from llmprocd.kernel.proc import ForkCall
 from llmprocd.kernel.state import At, Image, Kernel, LastTurn, Node, Proc, ToolResult, ToolUse
 from llmprocd.machine import Machine
 from llmprocd.model.protocol import ModelError, Reply
 from llmprocd.model.sse import Turn
+from llmprocd.retry import Retries, final
 from llmprocd.tools import toolbox, trap
 from llmprocd.tools.output import Output, ToolError
+from llmprocd.window import Outgoing
 
 INTERRUPTED = (
     "Interrupted: the daemon was restarted while this call was running. It may have taken effect, in part or "
@@ -75,26 +82,29 @@ async def infer(m: Machine, p: Proc) -> None:
         p = proc.last_turn(k, p.pid)
         m.commit("last_turn")
     image = k.image(p)
-    pieces = (await m.transcript(p)).pieces(image)
+    p, transcript = await window.told(m, p, image)
+    out = await window.outgoing(m, p, image, transcript)
     await m.wait_durable()
     if proc.current(m.kernel, p) is None:
         return
     m.announce("turn_start", p.pid, head=f"m{p.head}", run=p.run.seq)
-    answer = await ask(m, p, image, pieces)
+    answer = await ask(m, p, image, out)
     if answer is None:
         return
     k = m.begin()
     now = proc.current(k, p)
     if now is not None:
-        land(m, k, now, image, answer)
+        land(m, k, now, image, answer, out.sent)
 
 
-def land(m: Machine, k: Kernel, p: Proc, image: Image, answer: Reply | ModelError) -> None:
+def land(m: Machine, k: Kernel, p: Proc, image: Image, answer: Reply | ModelError, sent: Sent) -> None:
     """What the model said, or why it did not, becomes the state of the process."""
     if isinstance(answer, ModelError):
-        proc.fail(k, p, str(answer))
+        proc.fail(k, p, window.sentence(image, answer))
         m.commit("infer_failed")
         return
+    window.learn(m, image)
+    p = msgspec.structs.replace(p, last_call=cached.note(sent, answer, k.now))
     if image.paging.enable_references:
         p = take_references(k, p, answer.text)
     p = proc.land(k, p, answer, tuple(ids_with_effects(image, p, answer.asks)))
@@ -112,45 +122,64 @@ def take_references(k: Kernel, p: Proc, text: str) -> Proc:
     return p
 
 
-async def ask(m: Machine, p: Proc, image: Image, pieces: Sequence[bytes]) -> Reply | ModelError | None:
+async def ask(m: Machine, p: Proc, image: Image, out: Outgoing) -> Reply | ModelError | None:
     """Ask until there is an answer or it is hopeless; None when the process was interrupted or stopped."""
     endpoint = image.base_url or image.provider
     began, attempt = 0.0, 0
     while True:
-        await m.sched.wait_held(endpoint, lambda what: m.waits_for(p.pid, what))
-        async with m.sched.slot(endpoint, root(m.kernel, p), p.nice, lambda what: m.waits_for(p.pid, what)):
-            if m.sched.endpoint(endpoint).held():
-                continue
+        async with window.together(m, p, out.share), slot(m, p, endpoint, out.size) as grant:
             now = proc.current(m.kernel, p)
             if now is None or now.stopped:
                 return None
             attempt += 1
-            began = trio.current_time() if attempt == 1 else began  # time in the queue is none of retries
-            answer = await attempt_once(m, p, image, pieces, attempt)
-        if not isinstance(answer, ModelError) or not answer.again:
+            grant.begin(trio.current_time())
+            began = grant.began if attempt == 1 else began  # time in the queue is none of retries
+            answer = await attempt_once(m, p, image, out, attempt, grant)
+        if not isinstance(answer, ModelError):
             return answer
-        if attempt > m.config.retries or trio.current_time() - began > m.config.retry_s:
-            return answer
-        await back_off(m, p, endpoint, answer, attempt)
+        if window.refuses_more(m, image, out, answer):
+            out = out.bare()
+            continue
+        policy = Retries(m.config.retries, m.config.retry_s)
+        pause = policy.pause(answer, attempt, trio.current_time() - began, chance())
+        if pause is None:
+            return final(answer, attempt)
+        await back_off(m, p, endpoint, answer, pause, grant.began)
+
+
+def slot(m: Machine, p: Proc, endpoint: str, size: int) -> AbstractAsyncContextManager[Grant]:
+    """A process's turn at an endpoint, for a request of so many bytes."""
+    now = m.kernel.procs.get(p.pid, p)
+    return m.sched.slot(
+        endpoint,
+        root(m.kernel, p),
+        now.nice,
+        lambda what: m.waits_for(p.pid, what),
+        interactive=now.input_open,
+        size=size,
+    )
 
 
 async def attempt_once(
-    m: Machine, p: Proc, image: Image, pieces: Sequence[bytes], attempt: int
+    m: Machine, p: Proc, image: Image, out: Outgoing, attempt: int, grant: Grant
 ) -> Reply | ModelError:
     """One request, and what came of it."""
     m.announce("api_request", p.pid, attempt=attempt, model=image.model)
-    turn = Turn(image.model, lambda text: shown(m, p.pid, text, attempt))
+    warm = partial(m.herd.warm, out.share.marked, out.share.lifetime)
+    turn = Turn(image.model, lambda text: shown(m, p.pid, text, attempt), on_begin=warm)
     m.turns[p.pid] = turn
     crash.point("api.before")
     try:
-        with m.doing(p.pid, "api"):
-            await m.model.infer(image, pieces, turn)
+        with m.doing(p.pid, "api"), trio.move_on_after(m.config.call_s):
+            await m.model.infer(image, out.pieces, turn, lambda told: grant.heard(told, trio.current_time()))
             crash.point("api.after")
             return turn.reply()
     except ModelError as error:
         return error
     finally:
         del m.turns[p.pid]
+        grant.end(turn.usage, trio.current_time(), whole=turn.stopped)
+    return ModelError(Errno.ETIMEDOUT, f"no whole answer within {m.config.call_s:g} s", again=True)
 
 
 def shown(m: Machine, pid: Pid, text: str, attempt: int) -> None:
@@ -159,15 +188,27 @@ def shown(m: Machine, pid: Pid, text: str, attempt: int) -> None:
         m.announce("text", pid, text=text, attempt=attempt)
 
 
-async def back_off(m: Machine, p: Proc, endpoint: str, error: ModelError, attempt: int) -> None:
-    """Wait before the next attempt: as long as the server said, else longer each time, with jitter."""
-    jitter = random.uniform(0.5, 1.0)  # noqa: S311  # spreads callers out, keeps no secret
-    seconds = error.retry_after if error.retry_after is not None else min(60.0, 0.5 * 2**attempt) * jitter
+def chance() -> float:
+    """From 0 to 1, anew each time."""
+    return random.random()  # noqa: S311  # spreads callers out, keeps no secret
+
+
+async def back_off(
+    m: Machine, p: Proc, endpoint: str, error: ModelError, pause: float, asked_at: float
+) -> None:
+    """Wait before the next attempt; what is everybody's business is waited for in the endpoint's queue."""
+    named = error.retry_after
     if error.shared:
-        m.sched.hold(endpoint, seconds)
+        m.sched.hold(endpoint, pause, asked_at, named=named is not None)
         return
-    with m.doing(p.pid, "backoff" if error.retry_after is None else f"retry-after {seconds:.0f}s"):
-        await trio.sleep(seconds)
+    until = trio.current_time() + (named or 0.0)
+    what = "backoff" if named is None else lambda: f"retry-after {countdown(until)}s"
+    with m.doing(p.pid, what):
+        await trio.sleep(pause)
+
+
+def countdown(until: float) -> int:
+    return max(1, math.ceil(until - trio.current_time()))
 
 
 def root(k: Kernel, p: Proc) -> Pid:

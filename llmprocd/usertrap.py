@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 import trio
 
-from llmprocd import outcome
+from llmprocd import outcome, window
 from llmprocd.abi.errno import Errno, KernelError
 from llmprocd.abi.types import FIRST_FD, FileId, Pid, Signal, ToolUseId, message_id, signal
 from llmprocd.kernel import access, history, proc
@@ -134,6 +134,7 @@ def _spawn(m: Machine, p: Proc, call: ToolUseId, args: trap.SpawnTool, image: Im
     handed = {files.number(fd): files.lookup(now, fd) for fd in args.fds}
     if handed and min(handed) < FIRST_FD:
         raise KernelError(Errno.EBADF, f"fds: fd:{min(handed)} is your own and cannot be handed on")
+    m.affordable(image, p.pid, dict(image.limits))
     birth = Birth(
         image=k.put_image(image),
         ppid=p.pid,
@@ -144,6 +145,7 @@ def _spawn(m: Machine, p: Proc, call: ToolUseId, args: trap.SpawnTool, image: Im
         nice=now.nice,
         prompt=prompt,
         fds=handed,
+        limits=dict(image.limits),
     )
     child = proc.spawn(k, birth)
     if handed:
@@ -223,7 +225,11 @@ async def kill(m: Machine, p: Proc, call: ToolUse) -> Output:
 def reread(m: Machine, p: Proc) -> Image | None:
     """A process's program file as it is now; None for a built-in or a map."""
     path = m.kernel.image(p).path
-    return m.image_of(path, p.cwd, p.env) if path and p.live else None
+    if not path or not p.live:
+        return None
+    image = m.image_of(path, p.cwd, p.env)
+    m.affordable(image, p.birth, p.limits)
+    return image
 
 
 async def send(m: Machine, p: Proc, call: ToolUse) -> Output:
@@ -252,6 +258,7 @@ async def goto(m: Machine, p: Proc, node: Node, call: ToolUse) -> bool:
     try:
         args = trap.parse(trap.GotoTool, call.input)
         target, removed = await _destination(m, p, args)
+        tokens = await window.tokens_at(m, p, target)
     except (ToolError, KernelError) as error:
         k = m.begin()
         now = proc.current(k, p)
@@ -262,7 +269,7 @@ async def goto(m: Machine, p: Proc, node: Node, call: ToolUse) -> bool:
     k = m.begin()
     now = proc.current(k, p)
     if now is not None and not now.stopped:
-        proc.goto_model(k, now, target, framed(target, removed, args.message))
+        proc.goto_model(k, now, target, framed(target, removed, args.message), tokens)
         m.commit("goto_tool")
     return True
 

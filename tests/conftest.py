@@ -1,7 +1,6 @@
 """What the tests of the daemon's middle share: a machine that runs in process."""
 
 import pytest
-
 from machinekit import running
 
 

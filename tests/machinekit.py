@@ -5,8 +5,8 @@ process started, so `autojump_clock` never jumps over work that only looks idle.
 """
 
 import json
-from collections.abc import Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from typing import Any
 
@@ -31,6 +31,7 @@ from llmprocd.syscall import sysalarm
 from llmprocd.syscall.caller import Caller
 from llmprocd.syscall.dispatch import Door
 from llmprocd.tools import toolbox
+from llmprocd.tools.spawner import Spawner
 
 MODEL = "claude-sonnet-5-5"
 EPOCH = 1_000_000_000.0
@@ -43,7 +44,7 @@ class NoTools:
     async def kill_all(self, owner: int) -> None:
         """Kill none."""
 
-    async def owner(self, os_pid: int) -> int | None:
+    async def owner(self, _os_pid: int) -> int | None:
         return None
 
 
@@ -161,29 +162,29 @@ def use(name: str, **arguments: Any) -> str:
     return f"!tool {name} {json.dumps(arguments)}"
 
 
-class refused:  # noqa: N801  # reads as a word in a `with`
+class Told:
+    """What a block was told in place of an answer."""
+
+    error: KernelError
+
+
+@contextmanager
+def refused(errno: Errno, *words: str) -> Iterator[Told]:
     """The block must be refused with this errno, in these words."""
-
-    def __init__(self, errno: Errno, *words: str) -> None:
-        self.errno = errno
-        self.words = words
-        self.error: KernelError | None = None
-
-    def __enter__(self) -> "refused":
-        return self
-
-    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> bool:
-        assert error is not None, f"not refused; {self.errno.name} was due"
-        if not isinstance(error, KernelError):
-            return False
-        assert error.errno is self.errno, str(error)
-        for word in self.words:
-            assert word in error.text, error.text
-        self.error = error
-        return True
+    told = Told()
+    try:
+        yield told
+    except KernelError as error:
+        told.error = error
+    else:
+        raise AssertionError(f"not refused; {errno.name} was due")
+    assert told.error.errno is errno, str(told.error)
+    assert [word for word in words if word not in told.error.text] == [], told.error.text
 
 
-def build(store: memory.Store, config: Config, engine: Engine, live: Any = task.live) -> House:
+def build(
+    store: memory.Store, config: Config, engine: Engine, live: Any = task.live, spawner: Any = None
+) -> House:
     """A machine over a store; it does not run yet."""
     catalog = toolbox.catalog()
     model = Anthropic(lambda url, _: None if url else "key", None, lambda: ScriptTransport(engine))
@@ -197,7 +198,7 @@ def build(store: memory.Store, config: Config, engine: Engine, live: Any = task.
         store,
         config,
         model,
-        NoTools(),  # pyright: ignore[reportArgumentType]
+        spawner or NoTools(),
         live,
         image_of,
         clock=lambda: EPOCH + trio.current_time(),
@@ -230,18 +231,23 @@ async def running(
     config: Config | None = None,
     store: memory.Store | None = None,
     engine: Engine | None = None,
-    refusals: Sequence[str] = (),
-    **more: Any,
+    spawner: Spawner | None = None,
+    live: Any = task.live,
 ):
-    """A machine that runs within the block. The endpoint must have refused nothing but `refusals`."""
+    """A machine that runs within the block. The endpoint must have refused nothing when it ends.
+
+    With a `spawner` tools are real processes: then the clock must be real too.
+    """
     store = store or memory.Store(latency=latency)
-    house = build(store, config or Config(), engine or Engine(seed=b"house"), **more)
+    house = build(store, config or Config(), engine or Engine(seed=b"house"), live, spawner)
     async with trio.open_nursery() as outer:
         await outer.start(lambda task_status: store.run(task_status=task_status))
+        if spawner is not None:
+            await outer.start(spawner.run)
         async with trio.open_nursery() as nursery:
             await nursery.start(lambda task_status: house.m.run(task_status=task_status))
             yield house
             nursery.cancel_scope.cancel()
         await house.model.aclose()
         outer.cancel_scope.cancel()
-    assert house.engine.refusals == list(refusals), "the endpoint refused what a process sent"
+    assert house.engine.refusals == [], "the endpoint refused what a process sent"

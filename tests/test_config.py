@@ -46,6 +46,13 @@ def test_an_endpoint_is_paired_with_the_variable_of_its_key(tmp_path):
     assert config.key_variables(made) == {"http://127.0.0.1:8041": "LOCAL_KEY"}
 
 
+def test_an_endpoint_has_bounds_of_its_own_and_need_not_have_a_key(tmp_path):
+    made = load(tmp_path, "[endpoints.anthropic]\nslots = 4\nrpm = 50\nitpm = 30000\notpm = 8000\n")
+    table = made.endpoints["anthropic"]
+    assert (table.slots, table.rpm, table.itpm, table.otpm) == (4, 50, 30_000, 8000)
+    assert config.key_variables(made) == {}
+
+
 def test_a_config_cannot_be_changed():
     with pytest.raises(AttributeError):
         Config().slots = 1
@@ -84,7 +91,9 @@ def test_a_folder_is_no_config(tmp_path):
         ("keep_days = 0", "keep_days"),
         ("keep_ended = 0", "keep_ended"),
         ('endpoints = "x"', "endpoints"),
-        ('[endpoints."http://x"]', "api_key_env"),
+        ('[endpoints."http://x"]\nslots = 0', "slots"),
+        ("[endpoints.anthropic]\nrpm = -1", "rpm"),
+        ("[endpoints.anthropic]\ntpm = 1", "tpm"),
         ('[endpoints."http://x"]\napi_key_env = "A"\napi_key = "sk"', "api_key"),
         ('[endpoints."http://x"]\napi_key_env = 3', "api_key_env"),
     ],

@@ -97,7 +97,7 @@ def test_an_empty_ring_says_what_number_comes_next():
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), max_size=80))
 def test_readers_see_every_durable_event_once_in_order(moves):
-    """Whatever is published and made durable in which steps: no event twice, none left out, none too early."""
+    """Whatever is published and made durable in which steps: no event twice, none lost, none early."""
     console = Console(1, 1000)
     tickets, durable, seq = 0, 0, 0
     owned, seen, cursor = {}, [], 0

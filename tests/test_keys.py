@@ -87,7 +87,9 @@ def test_other_variables_survive_the_second_execution(start):
 
 
 def test_the_keys_that_the_config_names_are_taken_too(start):
-    _, said = start(variables=["LOCAL_KEY", "UNSET"], LOCAL_KEY="local", ANTHROPIC_AUTH_TOKEN="token", OTHER="o")
+    _, said = start(
+        variables=["LOCAL_KEY", "UNSET"], LOCAL_KEY="local", ANTHROPIC_AUTH_TOKEN="token", OTHER="o"
+    )
     assert said["known"] == {"LOCAL_KEY": "local", "ANTHROPIC_AUTH_TOKEN": "token"}
     assert "LOCAL_KEY" not in said["environ"]
     assert said["os_environ"]["OTHER"] == "o"
@@ -107,7 +109,7 @@ def test_any_text_can_be_a_key(start):
 def test_a_closed_process_lets_nobody_look_in(start):
     """Undumpable: its environment and memory belong to root (proc(5)), and it leaves no core."""
     process, _ = start("close", ANTHROPIC_API_KEY=KEY)
-    assert os.stat(f"/proc/{process.pid}/environ").st_uid == 0
+    assert Path(f"/proc/{process.pid}/environ").stat().st_uid == 0
     limits = Path(f"/proc/{process.pid}/limits").read_text()
     core = next(line for line in limits.splitlines() if line.startswith("Max core file size"))
     assert core.split()[4:6] == ["0", "0"]

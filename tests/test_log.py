@@ -82,12 +82,13 @@ def test_what_is_quoted_can_be_read_back(text):
 
 def test_a_traceback_is_one_line_too():
     try:
-        raise ValueError(f"no {KEY}\nhere")
+        int(f"no {KEY}\nhere", base=10)
     except ValueError:
         said = line("it broke", exc_info=sys.exc_info())
     assert "\n" not in said
     assert r"it broke\nTraceback" in said
-    assert r"ValueError: no ***\nhere" in said
+    assert "***" in said
+    assert KEY not in said
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,7 @@ def naive_pages(text, size):
 def naive_lines(text):
     lines = text.split("\n")
     whole = [line + "\n" for line in lines[:-1]]
-    return whole + [lines[-1]] if lines[-1] else whole
+    return [*whole, lines[-1]] if lines[-1] else whole
 
 
 async def check(pager, file, data, size, rng):

@@ -87,6 +87,19 @@ class RunProc(Call[RunResult], kw_only=True, frozen=True):
     timeout_ms: Millis | None = None
 
 
+class CacheInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """What the last model call of a process read from the prompt cache; in tokens."""
+
+    at: float
+    message_id: str
+    prompt: int
+    read: int
+    written: int
+    expected: int  # what had been left in the cache of the same history
+    reason: str  # why less was read; "" when it was not
+    told: str  # what the endpoint says of that
+
+
 class ProcInfo(msgspec.Struct, frozen=True, kw_only=True):
     """One line of `ps`."""
 
@@ -120,6 +133,7 @@ class ProcInfo(msgspec.Struct, frozen=True, kw_only=True):
     children: list[int]
     fds: list[int]
     run: RunResult | None
+    cache: CacheInfo | None = None
 
 
 class ProcList(msgspec.Struct, frozen=True):
@@ -237,7 +251,7 @@ class LimitInfo(msgspec.Struct, frozen=True):
     resource: str
     soft: float | None
     hard: float | None
-    used: float
+    used: float | None
 
 
 class LimitList(msgspec.Struct, frozen=True):
@@ -482,6 +496,12 @@ class SlotInfo(msgspec.Struct, frozen=True):
     waiting: int
     slots: int
     held_s: float
+    rpm: int | None = None  # requests in a minute; None: no limit is known
+    rpm_left: int | None = None
+    itpm: int | None = None  # input tokens
+    itpm_left: int | None = None
+    otpm: int | None = None  # output tokens
+    otpm_left: int | None = None
 
 
 class Status(msgspec.Struct, frozen=True):

@@ -54,10 +54,10 @@ def _scaled(text: str | float, field: str, units: dict[str, float], what: str) -
     return found
 
 
-def _number(text: str | float, units: dict[str, float]) -> float | None:
+def _number(text: object, units: dict[str, float]) -> float | None:
     """A number that is not negative, with a unit behind it; None for anything else."""
     if not isinstance(text, str):
-        sound = not isinstance(text, bool) and math.isfinite(text) and 0 <= text <= _LARGEST
+        sound = isinstance(text, (int, float)) and not isinstance(text, bool) and 0 <= text <= _LARGEST
         return float(text) if sound else None
     found = _NUMBER.fullmatch(text.strip())
     unit = units.get(found[2].upper()) if found else None

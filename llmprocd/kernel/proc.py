@@ -12,10 +12,24 @@ import msgspec
 from msgspec.structs import replace
 
 from llmprocd.abi.errno import Errno, KernelError
-from llmprocd.abi.types import INIT, Access, FileId, ImageId, MessageId, Pid, ProcState, Signal, ToolUseId
-from llmprocd.kernel import access, history, step
+from llmprocd.abi.types import (
+    INIT,
+    Access,
+    FileId,
+    ImageId,
+    MessageId,
+    Pid,
+    ProcState,
+    Signal,
+    ToolUseId,
+    Usage,
+)
+from llmprocd.kernel import access, history, limits, step, stop
+from llmprocd.kernel.limits import Over
 from llmprocd.kernel.state import (
+    NOTHING,
     At,
+    File,
     Image,
     Kernel,
     LastTurn,
@@ -28,10 +42,8 @@ from llmprocd.kernel.state import (
     ToolCall,
     ToolResult,
     ToolUse,
+    Use,
 )
-
-MAX_DEPTH = 64
-"""How deep a tree of processes may grow before EAGAIN; a guard against a runaway chain of forks."""
 
 MAILBOX = 4 << 20
 """Characters that may wait in fd 0; one message always may. Each commit of a process writes them again."""
@@ -60,7 +72,8 @@ class Birth(msgspec.Struct, frozen=True, kw_only=True):
     prompt: str | None = None
     fds: Mapping[int, FileId] = {}
     family: Pid | None = None
-    wall: Limit = Limit()
+    limits: Mapping[str, Limit] = {}
+    file: File | None = None  # what `fds` holds that is new
 
 
 def check_name(k: Kernel, name: str) -> None:
@@ -90,14 +103,15 @@ def spawn(k: Kernel, birth: Birth) -> Proc:
     """Make a process.
 
     Raises EINVAL for a blank prompt or a bad name, EEXIST for a name that is taken, EAGAIN when the tree
-    is too deep, ESRCH when the parent has ended.
+    is too large or too deep, EDQUOT when there is no room for its file, ESRCH when the parent has ended.
     """
     ceiling = Access.ADMIN if birth.ppid == INIT else require_live(k, birth.ppid).access
     check_name(k, birth.name)
     if birth.prompt is not None:
         check_text(birth.prompt, "prompt")
-    if depth(k, birth.ppid) >= MAX_DEPTH:
-        raise KernelError(Errno.EAGAIN, f"processes are nested {MAX_DEPTH} deep already")
+    limits.room(k, birth.ppid, 1, birth.limits)
+    if birth.file is not None:
+        limits.space_at_birth(k, birth.ppid, birth.limits, birth.file.size)
     pid = Pid(k.take("pid"))
     proc = Proc(
         pid=pid,
@@ -113,13 +127,24 @@ def spawn(k: Kernel, birth: Birth) -> Proc:
         nice=birth.nice,
         began=k.now,
         fds=birth.fds,
-        wall=birth.wall,
+        limits=birth.limits,
+        made=int(birth.file is not None),
+        made_bytes=birth.file.size if birth.file is not None else 0,
         input_open=birth.interactive or birth.prompt is None,
     )
     k.emit("spawn", pid, ppid=birth.ppid, program=k.image(proc).program, name=birth.name)
+    if birth.file is not None:
+        k.put_file(birth.file)
     if birth.prompt is not None:
         proc = _mail(k, proc, birth.prompt)
-    return k.put(proc)
+    return _born(k, proc)
+
+
+def _born(k: Kernel, child: Proc) -> Proc:
+    """Add a process to the table; those above it may have reached a soft limit by that."""
+    k.put(child)
+    limits.notice(k, child.pid)
+    return k.proc(child.pid)
 
 
 # --- fd 0 -------------------------------------------------------------------------------------------
@@ -195,8 +220,15 @@ def take_input(k: Kernel, pid: Pid, said: Callable[[Proc, str], tuple[Proc, str]
 
 
 def begin_run(k: Kernel, p: Proc, *, seq: int = 0, max_iterations: int = 0) -> Proc:
-    run = Run(seq=seq, began=k.now, max_iterations=max_iterations or k.image(p).max_iterations)
+    most = max_iterations or k.image(p).max_iterations
+    run = Run(seq=seq, began=k.now, max_iterations=most, before=_total(k, p))
     return replace(p, rest=False, run=run, verdict=0, stop_reason="", reason="")
+
+
+def _total(k: Kernel, p: Proc) -> Use:
+    """What the subtree of a process has used once `p` is in the table."""
+    there = k.procs.get(p.pid)
+    return k.total(p.pid) + p.used + (-there.used if there is not None else NOTHING)
 
 
 # --- the model's turn -------------------------------------------------------------------------------
@@ -227,25 +259,33 @@ def end_run(
 ) -> Proc:
     """The run has come to its natural stopping point."""
     k.emit("turn_end", p.pid, stop_reason=stop_reason, run=p.run.seq)
-    run = replace(p.run, ended=k.now, stop_reason=stop_reason)
+    run = replace(p.run, ended=k.now, stop_reason=stop_reason, after=_total(k, p))
     rest = rest and p.at is not At.EMPTY
     return replace(p, run=run, verdict=verdict, stop_reason=stop_reason, reason=reason, rest=rest)
 
 
 def land(k: Kernel, p: Proc, reply: Reply, begun: tuple[ToolUseId, ...] = ()) -> Proc:
+    """The model's answer becomes a message (`_landed`), and what it cost counts for all above."""
+    k.hold(p.pid, NOTHING)
+    _landed(k, p, reply, begun)
+    limits.notice(k, p.pid)
+    return k.proc(p.pid)
+
+
+def _landed(k: Kernel, p: Proc, reply: Reply, begun: tuple[ToolUseId, ...]) -> Proc:
     """The model's answer becomes a message, and the head moves to it.
 
-    Calls are run only if the model stopped for them (`tool_use`): else they are answered with errors and
-    the run ends with that stop reason. An empty answer is not stored.
+    Calls are run only if the model stopped for them (kernel/stop.py): else they are answered with errors
+    and the run ends with that stop reason. An empty answer is not stored.
     """
     p = _account(k, p, reply)
     if len({ask.id for ask in reply.asks}) < len(reply.asks):
         return fail(k, p, "EPROTO: the model gave two of its calls the same id")
     if not reply.body:
-        return k.put(_over(end_run(k, p, reply.stop_reason or "end_turn", rest=True)))
+        return k.put(_over(_stop(k, p, reply, rest=True)))
     node = _assistant(k, p, reply)
     p = _said(k, p.moved(node), reply.text, node)
-    if reply.asks and reply.stop_reason == "tool_use" and p.last_turn is not LastTurn.ASKED:
+    if reply.asks and stop.of(reply.stop_reason).runs_tools and p.last_turn is not LastTurn.ASKED:
         return k.put(p if p.stopped else replace(p, begun=begun))
     if reply.asks:
         why = (
@@ -254,10 +294,19 @@ def land(k: Kernel, p: Proc, reply: Reply, begun: tuple[ToolUseId, ...] = ()) ->
             else f"Not run: the answer ended with {reply.stop_reason}."
         )
         p = p.moved(answer(k, p, node, why))
-        return k.put(_over(end_run(k, p, reply.stop_reason, rest=True)))
+        return k.put(_over(_stop(k, p, reply, rest=True)))
     if p.at is At.PAUSE:
         return k.put(_over(p))
-    return k.put(_over(end_run(k, p, reply.stop_reason)))
+    return k.put(_over(_stop(k, p, reply)))
+
+
+def _stop(k: Kernel, p: Proc, reply: Reply, *, rest: bool = False) -> Proc:
+    """The run ends as the stop reason says."""
+    effect = stop.of(reply.stop_reason)
+    if effect.fault:
+        p = k.write(p, 2, effect.fault + "\n")
+    reason = reply.stop_reason or "end_turn"
+    return end_run(k, p, reason, verdict=effect.verdict, reason=effect.fault, rest=rest)
 
 
 def _over(p: Proc) -> Proc:
@@ -275,12 +324,24 @@ def _account(k: Kernel, p: Proc, reply: Reply) -> Proc:
         usage=msgspec.to_builtins(usage),
     )
     return replace(
-        p,
+        _billed(p, usage, reply.cost),
         turns=p.turns + 1,
-        usage=p.usage + usage,
         context_tokens=seen + usage.output_tokens,
         run=replace(p.run, api_calls=p.run.api_calls + 1, usage=p.run.usage + usage),
     )
+
+
+def _billed(p: Proc, usage: Usage, cost: int | None) -> Proc:
+    """One more model call; a price that is not known makes the sum unknown, and is never 0."""
+    return replace(p, usage=p.usage + usage, cost=p.cost + (cost or 0), unpriced=p.unpriced + (cost is None))
+
+
+def charge(k: Kernel, pid: Pid, usage: Usage, cost: int | None) -> None:
+    """A model call has used up something, and nothing of it landed: it was cut off, or failed midway."""
+    p = k.procs.get(pid)
+    if p is not None:
+        k.put(_billed(p, usage, cost))
+        limits.notice(k, pid)
 
 
 def _assistant(k: Kernel, p: Proc, reply: Reply) -> Node:
@@ -311,6 +372,27 @@ def fail(k: Kernel, p: Proc, reason: str) -> Proc:
     """The model call failed for good; the conversation is as valid as before."""
     p = k.write(p, 2, reason + "\n")
     return k.put(end_run(k, p, "error", verdict=1, reason=reason, rest=True))
+
+
+def exceed(k: Kernel, pid: Pid, over: Over) -> Proc:
+    """A hard limit leaves no room for the next model call: the process ends (152)."""
+    p = k.proc(pid)
+    whose = "" if over.pid == pid else f" of process {k.proc(over.pid).label}"
+    reason = f"the {over.resource} limit of {limits.shown(over.resource, over.hard)}{whose} is reached"
+    used = limits.used(k, k.proc(over.pid), over.resource)
+    k.emit("limit", pid, resource=over.resource, which="hard", limit=over.hard, used=used, of=over.pid)
+    p = k.write(p, 2, reason + "\n")
+    if not p.run.ended:
+        p = end_run(k, p, "limit", verdict=128 + Signal.XCPU, reason=reason, rest=True)
+    k.put(p)
+    return exit_(k, pid, 128 + Signal.XCPU, reason=reason)
+
+
+def tell_context(k: Kernel, p: Proc, percent: int, notice: str) -> Proc:
+    """Put a notice beside what the model is to read next; "" only notes down how full its window is."""
+    if notice:
+        p = p.moved(history.user_node(k, p.head, notice))
+    return k.put(replace(p, context_told=percent))
 
 
 def last_turn(k: Kernel, pid: Pid) -> Proc:
@@ -386,11 +468,7 @@ NOT_YOURS = "Not run: this call was your parent's."
 
 def fork_model(k: Kernel, p: Proc, node: Node, calls: Sequence[ForkCall]) -> Proc:
     """All forks of one turn, in one commit: the children, and the parent's answers or its waiting."""
-    if depth(k, p.pid) >= MAX_DEPTH:
-        text = f"EAGAIN: processes are nested {MAX_DEPTH} deep already"
-        for call in calls:
-            p = finish_tool(k, p, call.ask, ToolResult(call.ask.id, text, is_error=True))
-        return p
+    p, calls = _with_room(k, p, calls)
     made = {call.ask.id: tuple(Pid(k.take("pid")) for _ in call.prompts) for call in calls}
     theirs = [
         ToolResult(call.ask.id, f"made by your parent: pids {_listed(made[call.ask.id])}") for call in calls
@@ -400,9 +478,23 @@ def fork_model(k: Kernel, p: Proc, node: Node, calls: Sequence[ForkCall]) -> Pro
         results = [own if result.id == own.id else result for result in theirs]
         for pid, prompt in zip(made[call.ask.id], call.prompts, strict=True):
             _fork_child(k, p, node, pid, prompt, results)
+    p = k.proc(p.pid)
     for call in calls:
         p = _forked(k, p, call, made[call.ask.id])
     return p
+
+
+def _with_room(k: Kernel, p: Proc, calls: Sequence[ForkCall]) -> tuple[Proc, Sequence[ForkCall]]:
+    """Those forks that the limits allow; the others are answered."""
+    good: list[ForkCall] = []
+    for call in calls:
+        try:
+            limits.room(k, p.pid, sum(len(one.prompts) for one in (*good, call)))
+        except KernelError as error:
+            p = finish_tool(k, p, call.ask, ToolResult(call.ask.id, str(error), is_error=True))
+        else:
+            good.append(call)
+    return p, good
 
 
 def _listed(pids: Sequence[Pid]) -> str:
@@ -415,7 +507,7 @@ def _fork_child(k: Kernel, p: Proc, node: Node, pid: Pid, prompt: str, results: 
     child = begin_run(k, _copied(k, p, pid, ppid=p.pid).moved(said))
     child = replace(child, access=access.child(p, image), input_open=False)
     k.emit("fork", pid, ppid=p.pid, head=f"m{child.head}", prompt=prompt)
-    k.put(child)
+    _born(k, child)
 
 
 def _forked(k: Kernel, p: Proc, call: ForkCall, pids: tuple[Pid, ...]) -> Proc:
@@ -444,8 +536,10 @@ def _copied(k: Kernel, p: Proc, pid: Pid, *, ppid: Pid) -> Proc:
         tips=p.tips,
         fds=p.fds,
         refs=p.refs,
-        wall=p.wall,
+        limits=p.limits,
         context_tokens=p.context_tokens,
+        context_told=p.context_told,
+        last_call=p.last_call,
     )
 
 
@@ -466,8 +560,7 @@ def fork(
         check_text(prompt, "prompts")
     if birth is not None:
         require_live(k, birth)
-    if depth(k, birth or p.pid) >= MAX_DEPTH:
-        raise KernelError(Errno.EAGAIN, f"processes are nested {MAX_DEPTH} deep already")
+    limits.room(k, birth or p.pid, max(1, len(prompts)))
     return [_fork_user(k, p, prompt, at, birth) for prompt in prompts or [""]]
 
 
@@ -485,7 +578,7 @@ def _fork_user(k: Kernel, p: Proc, prompt: str, at: Node | None, birth: Pid | No
         input_open=not prompt or p.input_open,
     )
     k.emit("fork", child.pid, ppid=p.pid, head=child.head and f"m{child.head}", prompt=prompt)
-    return k.put(_mail(k, child, prompt) if prompt else child)
+    return _born(k, _mail(k, child, prompt) if prompt else child)
 
 
 def settled(p: Proc, node: Node | None, errno: Errno) -> None:
@@ -497,10 +590,13 @@ def settled(p: Proc, node: Node | None, errno: Errno) -> None:
 # --- goto, exec -------------------------------------------------------------------------------------
 
 
-def goto(k: Kernel, pid: int, node: Node, text: str | None = None, *, run: bool = False) -> Proc:
+def goto(
+    k: Kernel, pid: int, node: Node, text: str | None = None, *, run: bool = False, tokens: int | None = None
+) -> Proc:
     """Move the head to a settled message of the process's own history (the caller has checked that).
 
-    The text becomes the next user message; without one the process rests there. Raises ESRCH, EINVAL.
+    The text becomes the next user message; without one the process rests there. `tokens` is the size of
+    the conversation up to there. Raises ESRCH, EINVAL.
     """
     p = require_live(k, pid)
     settled(p, node, Errno.EINVAL)
@@ -510,6 +606,7 @@ def goto(k: Kernel, pid: int, node: Node, text: str | None = None, *, run: bool 
         raise KernelError(Errno.EINVAL, f"run: m{node.id} is no user message; say something with a text")
     was = p.head
     p = _moved_away(k, p, node)
+    p = replace(p, context_tokens=p.context_tokens if tokens is None else tokens)
     k.emit("goto", p.pid, old_head=f"m{was}" if was else None, head=f"m{node.id}")
     if text is not None:
         p = _mail(k, p, text, first=True)
@@ -527,13 +624,14 @@ def _moved_away(k: Kernel, p: Proc, node: Node) -> Proc:
     return replace(p, epoch=p.epoch + 1, verdict=0, reason="")
 
 
-def goto_model(k: Kernel, p: Proc, node: Node, framed: str) -> Proc:
+def goto_model(k: Kernel, p: Proc, node: Node, framed: str, tokens: int | None = None) -> Proc:
     """The model travels in time: the head moves, and the run goes on from there with its message."""
     settled(p, node, Errno.EINVAL)
     k.emit("goto", p.pid, old_head=f"m{p.head}", head=f"m{node.id}")
     tips = (*p.tips, p.head) if p.head is not None and p.head not in p.tips else p.tips
     said = history.user_node(k, node.id, framed, marked=k.image(p).offers("goto"))
-    return k.put(replace(p.moved(said), tips=tips, epoch=p.epoch + 1))
+    size = p.context_tokens if tokens is None else tokens
+    return k.put(replace(p.moved(said), tips=tips, epoch=p.epoch + 1, context_tokens=size))
 
 
 def exec_(k: Kernel, pid: int, image: Image) -> Proc:
@@ -628,11 +726,21 @@ def collect(k: Kernel, pid: Pid) -> None:
 def remove(k: Kernel, pid: int) -> None:
     """Forget an ended process. Raises EBUSY for a living one."""
     p = k.proc(pid)
-    if p.live:
-        raise KernelError(Errno.EBUSY, f"process {p.label} has not ended; kill it first")
+    removable(k, p)
     for child in list(k.born.get(p.pid, ())):
         k.put(replace(k.procs[child], birth=p.birth))
+    above = k.procs.get(p.birth)
+    if above is not None:
+        k.put(replace(above, gone=above.gone + p.used))
     k.drop(p.pid)
+
+
+def removable(k: Kernel, p: Proc) -> None:
+    """EBUSY for a process that has not ended, or whose limits still bind others."""
+    if p.live:
+        raise KernelError(Errno.EBUSY, f"process {p.label} has not ended; kill it first")
+    if p.limits and k.total(p.pid).procs:
+        raise KernelError(Errno.EBUSY, f"the limits of process {p.label} bind processes that still live")
 
 
 def renice(k: Kernel, pid: int, nice: int) -> None:
@@ -644,7 +752,3 @@ def rename(k: Kernel, pid: int, name: str) -> None:
     if name != p.name:
         check_name(k, name)
         k.put(replace(p, name=name))
-
-
-def limit_wall(k: Kernel, pid: int, wall: Limit) -> None:
-    k.put(replace(require_live(k, pid), wall=wall))

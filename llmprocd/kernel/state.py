@@ -30,6 +30,7 @@ from llmprocd.abi.types import (
     ToolUseId,
     Usage,
 )
+from llmprocd.kernel import stop
 
 Role = Literal["user", "assistant"]
 
@@ -40,7 +41,7 @@ class At(Enum):
     EMPTY = "empty"  # no message yet
     USER = "user"  # the model's turn
     ASKS = "asks"  # the model asked for tools
-    PAUSE = "pause"  # the model wants to be asked again (pause_turn)
+    PAUSE = "pause"  # the model wants to be asked again (pause_turn, compaction)
     DONE = "done"  # the model ended its turn
 
 
@@ -63,6 +64,9 @@ class Reply(msgspec.Struct, frozen=True):
     stop_reason: str = ""
     model: str = ""
     usage: Usage = Usage()
+    written_1h: int = 0  # of what was written into the cache: tokens that stay for an hour
+    searches: int = 0  # web searches that the endpoint made
+    cost: int | None = None  # billionths of a dollar; None: not known
     message_id: str = ""  # the endpoint's
     diagnostics: bytes = b""  # what the endpoint says of the prompt cache; JSON
 
@@ -146,6 +150,51 @@ class Limit(msgspec.Struct, frozen=True):
     hard: float | None = None
 
 
+class Use(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What a process, or a whole subtree, has used up. Money is counted in billionths of a dollar."""
+
+    turns: int = 0
+    tokens: int = 0  # all four counters of usage
+    cost: int = 0
+    unpriced: int = 0  # model calls whose price is not known
+    procs: int = 0  # that live
+    fds: int = 0  # descriptors opened
+    fd_bytes: int = 0  # ... and what is in them
+
+    def __add__(self, other: "Use") -> "Use":
+        return Use(
+            self.turns + other.turns,
+            self.tokens + other.tokens,
+            self.cost + other.cost,
+            self.unpriced + other.unpriced,
+            self.procs + other.procs,
+            self.fds + other.fds,
+            self.fd_bytes + other.fd_bytes,
+        )
+
+    def __neg__(self) -> "Use":
+        return Use(
+            -self.turns,
+            -self.tokens,
+            -self.cost,
+            -self.unpriced,
+            -self.procs,
+            -self.fds,
+            -self.fd_bytes,
+        )
+
+    @property
+    def dollars(self) -> float | None:
+        """The cost; None when not all of it is known."""
+        return None if self.unpriced else self.cost / NANO
+
+
+NANO = 1_000_000_000
+"""Units of cost in a dollar."""
+
+NOTHING = Use()
+
+
 class Image(msgspec.Struct, frozen=True):
     """A program made ready to run: what exec replaces. Equal images are stored once."""
 
@@ -165,7 +214,9 @@ class Image(msgspec.Struct, frozen=True):
     max_iterations: int = 10
     child_access: Access = Access.WRITE
     caching: bool = True
-    wall: Limit = Limit()
+    limits: tuple[tuple[str, Limit], ...] = ()  # by resource
+    max_tokens: int = 8192  # as the request says
+    least_tokens: int = 1  # below which the endpoint refuses: it must be more than may be thought
 
     def tool(self, name: str) -> ToolName | None:
         """The tool that the model calls by this name, or by its own."""
@@ -207,6 +258,24 @@ class Run(msgspec.Struct, frozen=True):
     usage: Usage = Usage()
     stop_reason: str = ""
     spoke: MessageId | None = None  # the last message in which the model said something
+    before: Use = NOTHING  # of the subtree, when it began
+    after: Use | None = None  # ... and when it ended
+
+
+class LastCall(msgspec.Struct, frozen=True):
+    """The last model call of a process, as far as prompt cache and context are concerned. In tokens."""
+
+    message_id: str  # the endpoint's
+    at: float  # wall time of the answer
+    image: ImageId
+    head: MessageId | None  # what was answered
+    sent: int = 0  # bytes of the request
+    prompt: int = 0
+    read: int = 0  # ... of these from the cache
+    written: int = 0  # ... and into it
+    expected: int = 0  # what had been left in the cache of the same history
+    reason: str = ""  # why less was read; "" when it was not
+    told: str = ""  # what the endpoint says of that
 
 
 class LastTurn(Enum):
@@ -271,8 +340,15 @@ class Proc(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     farewell: str = ""  # what it said with `exit`
     turns: int = 0
     usage: Usage = Usage()
+    cost: int = 0  # of its own calls, in billionths of a dollar
+    unpriced: int = 0  # its own calls whose price is not known
+    made: int = 0  # descriptors it has opened
+    made_bytes: int = 0
+    gone: Use = NOTHING  # what processes that were born below it and are removed had used
     context_tokens: int = 0
-    wall: Limit = Limit()  # seconds since `began`
+    context_told: int = 0  # per cent of the window that it has been told of
+    last_call: LastCall | None = None
+    limits: Mapping[str, Limit] = {}  # by resource; what is not there is as the config says
     last_turn: LastTurn = LastTurn.NO
 
     @property
@@ -282,6 +358,15 @@ class Proc(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     @property
     def stopped(self) -> bool:
         return self.state is ProcState.STOPPED
+
+    @property
+    def used(self) -> Use:
+        """What it has used itself, and those below it that are removed."""
+        usage = self.usage
+        tokens = usage.input_tokens + usage.output_tokens
+        tokens += usage.cache_read_input_tokens + usage.cache_creation_input_tokens
+        own = Use(self.turns, tokens, self.cost, self.unpriced, self.live, self.made, self.made_bytes)
+        return own if self.gone is NOTHING else own + self.gone
 
     @property
     def label(self) -> str:
@@ -308,7 +393,7 @@ def kind(node: Node | None) -> At:
         return At.USER
     if node.asks:
         return At.ASKS
-    return At.PAUSE if node.stop_reason == "pause_turn" else At.DONE
+    return At.PAUSE if stop.of(node.stop_reason).goes_on else At.DONE
 
 
 class Request(msgspec.Struct, frozen=True):
@@ -396,9 +481,14 @@ class Kernel:
         self.born: dict[Pid, dict[Pid, None]] = {}
         self.change = Change()
         self.living = 0
+        self.defaults: Mapping[str, Limit] = {}  # the config's limits, for each tree
+        self.below: dict[Pid, Use] = {}  # what all that were born below a process have used
+        self.holds: dict[Pid, Use] = {}  # what model calls under way may yet use
+        self.held: dict[Pid, Use] = {}  # ... and those of whole subtrees
         for proc in saved.procs:
             self._index(proc)
             self.living += proc.live
+        self._add_up()
         self.loose: list[Event] = []  # events that are shown and not stored
 
     def proc(self, pid: int) -> Proc:
@@ -418,12 +508,17 @@ class Kernel:
         if old is not None and (old.ppid, old.birth, old.name) != (proc.ppid, proc.birth, proc.name):
             self._unindex(old)
         self._index(proc)
+        self._count(old, proc)
         self._dirty().procs[proc.pid] = proc
         return proc
 
     def drop(self, pid: Pid) -> None:
-        """Forget an ended process."""
-        self._unindex(self.procs.pop(pid))
+        """Forget an ended process. What it has used is forgotten with it: see `proc.remove`."""
+        self.hold(pid, NOTHING)
+        proc = self.procs.pop(pid)
+        self.lift(self.below, proc.birth, -proc.used)
+        self.below.pop(pid, None)
+        self._unindex(proc)
         self.change.procs.pop(pid, None)
         self._dirty().gone.append(pid)
 
@@ -504,6 +599,32 @@ class Kernel:
         else:
             self._dirty().events.append(Event(self.take("seq"), self.now, type_, pid, more))
 
+    def total(self, pid: Pid) -> Use:
+        """What a process and all that were ever born below it have used."""
+        proc = self.procs.get(pid)
+        own = NOTHING if proc is None else proc.used
+        below = self.below.get(pid)
+        return own if below is None else own + below
+
+    def hold(self, pid: Pid, use: Use) -> None:
+        """Reserve what a model call may use up, in place of what was reserved for it before. Not stored."""
+        before = self.holds.pop(pid, NOTHING)
+        if use != NOTHING:
+            self.holds[pid] = use
+        self.lift(self.held, pid, use + -before)
+
+    def lift(self, table: dict[Pid, Use], pid: Pid, more: Use) -> None:
+        """Add to the sums of a process and of all that it was born below."""
+        if more == NOTHING:
+            return
+        while (proc := self.procs.get(pid)) is not None:
+            total = table.get(pid, NOTHING) + more
+            if total == NOTHING:
+                table.pop(pid, None)
+            else:
+                table[pid] = total
+            pid = proc.birth
+
     def taken(self) -> Change:
         """The change since the last call, for the store."""
         change, self.change = self.change, Change()
@@ -515,6 +636,29 @@ class Kernel:
         if self.change.counters is None:
             self.change.counters = self.counters
         return self.change
+
+    def _add_up(self) -> None:
+        """The sums of all subtrees, in one pass: who was born later has the larger pid."""
+        born = sorted((pid for pid, proc in self.procs.items() if proc.birth in self.procs), reverse=True)
+        for pid in born:
+            birth = self.procs[pid].birth
+            self.below[birth] = self.below.get(birth, NOTHING) + self.total(pid)
+        self.below = {pid: use for pid, use in self.below.items() if use != NOTHING}
+
+    def _count(self, old: Proc | None, proc: Proc) -> None:
+        """Carry what a process has used to all that it was born below."""
+        if old is None:
+            self.lift(self.below, proc.birth, proc.used)
+            return
+        if old.birth != proc.birth:
+            whole = self.below.get(proc.pid, NOTHING) + old.used
+            held = self.held.get(proc.pid, NOTHING)
+            self.lift(self.below, old.birth, -whole)
+            self.lift(self.held, old.birth, -held)
+            self.lift(self.below, proc.birth, whole)
+            self.lift(self.held, proc.birth, held)
+        if not _used_alike(old, proc):
+            self.lift(self.below, proc.birth, proc.used + -old.used)
 
     def _index(self, proc: Proc) -> None:
         self.procs[proc.pid] = proc
@@ -545,6 +689,16 @@ class Kernel:
             self.names[name] = max(namesakes, key=self._claim)
         else:
             self.names.pop(name, None)
+
+
+def _used_alike(old: Proc, new: Proc) -> bool:
+    """Whether one has certainly used what the other has; most changes of a process are of that kind."""
+    return (
+        old.usage is new.usage
+        and old.gone is new.gone
+        and (old.turns, old.cost, old.unpriced, old.made, old.made_bytes, old.live)
+        == (new.turns, new.cost, new.unpriced, new.made, new.made_bytes, new.live)
+    )
 
 
 _Key = TypeVar("_Key")

@@ -16,15 +16,15 @@ import time
 from collections.abc import AsyncIterator, Callable, Generator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import msgspec
 import trio
 
 from llmprocd.abi.errno import Errno
 from llmprocd.kernel.state import Image
-from llmprocd.model import sse
-from llmprocd.model.protocol import Listener, ModelError
+from llmprocd.model import quota, sse
+from llmprocd.model.protocol import Listener, ModelError, Quota, unheard
 
 if TYPE_CHECKING:
     import anthropic
@@ -50,6 +50,7 @@ _KINDS = {  # status -> the API's error type; other 4xx are bad requests, all th
     504: "timeout_error",
     529: "overloaded_error",
 }
+_NEVER = frozenset({400, 401, 402, 403, 404, 413})
 _OURS = frozenset({"connection", "content-length", "host", "transfer-encoding"})
 _SECRET = frozenset({"authorization", "cookie", "proxy-authorization", "x-api-key"})
 
@@ -69,6 +70,19 @@ class Endpoint(msgspec.Struct, frozen=True):
         """Its address without what may be secret in it."""
         scheme, _, rest = self.url.partition("://")
         return "the script" if self.script else f"{scheme}://{rest.partition('/')[0].rpartition('@')[2]}"
+
+
+class _ModelInfo(msgspec.Struct):
+    id: str = ""
+    max_input_tokens: int | None = None
+
+
+class _Models(msgspec.Struct):
+    data: list[_ModelInfo] = []
+
+
+class _Counted(msgspec.Struct):
+    input_tokens: int
 
 
 class Anthropic:
@@ -111,15 +125,41 @@ class Anthropic:
         self._endpoint(image)
         _headers(image)
 
-    async def infer(self, image: Image, body: Sequence[bytes], listener: Listener) -> None:
+    async def infer(
+        self,
+        image: Image,
+        body: Sequence[bytes],
+        listener: Listener,
+        heard: Callable[[Quota], None] = unheard,
+    ) -> None:
         """Send one request and feed the listener what comes back; see protocol.Model."""
         endpoint = self._endpoint(image)
         headers = _headers(image)
         await self._imported()
         client = self._client(endpoint)
-        secrets = [endpoint.key, *(value for name, value in image.headers if name.lower() in _SECRET)]
-        with _told(endpoint.name, self.stall, secrets):
-            await _exchange(client, headers, body, listener)
+        with _told(endpoint.name, self.stall, _secrets(endpoint, image)):
+            await _exchange(client, headers, body, listener, heard)
+
+    async def windows(self, image: Image) -> dict[str, int]:
+        """What the endpoint says of its models' windows; see protocol.Model."""
+        said = await self._ask(image, "/v1/models?limit=1000", None)
+        models = _convert(said, _Models).data
+        return {model.id: model.max_input_tokens for model in models if model.id and model.max_input_tokens}
+
+    async def count(self, image: Image, body: bytes) -> int:
+        """The tokens of a request; see protocol.Model."""
+        return _convert(await self._ask(image, "/v1/messages/count_tokens", body), _Counted).input_tokens
+
+    async def _ask(self, image: Image, path: str, body: bytes | None) -> object:
+        """A small question of the endpoint, and its answer as JSON."""
+        endpoint = self._endpoint(image)
+        options: Any = {"headers": _headers(image), "follow_redirects": False}
+        await self._imported()
+        client = self._client(endpoint)
+        with _told(endpoint.name, self.stall, _secrets(endpoint, image)):
+            if body is None:
+                return await client.get(path, cast_to=object, options=options)
+            return await client.post(path, content=body, cast_to=object, options=options)
 
     async def aclose(self) -> None:
         """Close all connections."""
@@ -176,11 +216,34 @@ class Pieces:
 
 
 async def _exchange(
-    client: "anthropic.AsyncAnthropic", headers: Mapping[str, str], body: Sequence[bytes], listener: Listener
+    client: "anthropic.AsyncAnthropic",
+    headers: Mapping[str, str],
+    body: Sequence[bytes],
+    listener: Listener,
+    heard: Callable[[Quota], None],
 ) -> None:
     import anthropic
 
-    content = Pieces(body)
+    try:
+        response = await _post(client, headers, Pieces(body))
+    except anthropic.APIStatusError as fault:
+        heard(quota.quota_of(fault.response.headers, time.time()))
+        raise
+    try:
+        heard(quota.quota_of(response.headers, time.time()))
+        async with aclosing(response.aiter_raw()) as chunks:
+            async for chunk in chunks:
+                listener.feed(chunk)
+    finally:
+        with trio.move_on_after(PATIENCE, shield=True):
+            await response.aclose()
+
+
+async def _post(
+    client: "anthropic.AsyncAnthropic", headers: Mapping[str, str], content: Pieces
+) -> "httpx2.Response":
+    import anthropic
+
     answer: Any = await client.post(
         "/v1/messages",
         content=content,
@@ -198,13 +261,21 @@ async def _exchange(
         },
     )
     response: httpx2.Response = answer.http_response
+    return response
+
+
+_T = TypeVar("_T")
+
+
+def _convert(said: object, kind: type[_T]) -> _T:
     try:
-        async with aclosing(response.aiter_raw()) as chunks:
-            async for chunk in chunks:
-                listener.feed(chunk)
-    finally:
-        with trio.move_on_after(PATIENCE, shield=True):
-            await response.aclose()
+        return msgspec.convert(said, kind)
+    except msgspec.ValidationError as fault:
+        raise ModelError(Errno.EPROTO, f"the endpoint answered something else: {fault}") from None
+
+
+def _secrets(endpoint: Endpoint, image: Image) -> list[str]:
+    return [endpoint.key, *(value for name, value in image.headers if name.lower() in _SECRET)]
 
 
 def _timeout(stall: float) -> "httpx2.Timeout":
@@ -314,12 +385,22 @@ def _refused(name: str, fault: "anthropic.APIStatusError") -> ModelError:
     said = fault.api_message if isinstance(fault.api_message, str) else fault.response.text
     request = f" (request {sse.plain(fault.request_id)})" if fault.request_id else ""
     text = f"{name} answered {status} {kind}: {sse.plain(said) or 'nothing more'}{request}"
-    told = sse.failure(kind, text, retry_after(headers, time.time()))
-    verdict = headers.get("x-should-retry")
-    again = told.again if verdict not in {"true", "false"} else verdict == "true"
+    now = time.time()
+    wait = retry_after(headers, now)
+    if wait is None and status == 429:
+        wait = quota.exhausted_for(quota.quota_of(headers, now))
+    told = sse.failure(kind, text, wait)
+    again = _may_pass(status, told, headers.get("x-should-retry"))
     return ModelError(
         told.errno, text, again=again, retry_after=told.retry_after, shared=told.shared and again
     )
+
+
+def _may_pass(status: int, told: ModelError, verdict: str | None) -> bool:
+    """Whether the same request may be answered later: the server's word counts, but not against reason."""
+    if verdict == "false" or status in _NEVER:
+        return False
+    return told.again or verdict == "true"
 
 
 def retry_after(headers: Mapping[str, str], now: float) -> float | None:

@@ -80,6 +80,47 @@ def prefix(
     return before, b'],"cache_control":%b}' % _encode(marker) if marker else b"]}"
 
 
+_COUNTED = ("model", "messages", "system", "tools", "tool_choice", "thinking", "output_config")
+_WHOLE = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+
+
+def counted(pieces: Sequence[bytes]) -> bytes:
+    """What of a request's body is sent to have its tokens counted."""
+    whole = _WHOLE(b"".join(pieces))
+    return _encode({name: whole[name] for name in _COUNTED if name in whole})
+
+
+def diagnostics(previous: str | None) -> bytes:
+    """The member of a request that asks why its prompt could not be read from the cache.
+
+    Args:
+        previous: the message that answered the request to compare with; None when there was none.
+    """
+    return b',"diagnostics":%b' % _encode({"previous_message_id": previous})
+
+
+def changed(before: Image, now: Image) -> str:
+    """Which part of a prompt two programs do not have in common: "model", "tools", "system", "settings"."""
+    if before.model != now.model:
+        return "model"
+    old, new = (
+        _WHOLE(image.prefix.replace(image.suffix[1:-1] or b"\0", b"") + b"]}") for image in (before, now)
+    )
+    for part, names in (
+        ("tools", ("tools",)),
+        ("system", ("system",)),
+        ("settings", ("tool_choice", "thinking")),
+    ):
+        if any(old.get(name) != new.get(name) for name in names):
+            return part
+    return ""
+
+
+def lifetime(image: Image) -> float:
+    """Seconds for which a program's prompts are kept in the cache after their last use."""
+    return 3600.0 if b'"1h"' in image.suffix else 300.0
+
+
 def user_text(text: str) -> bytes:
     """A user's words as content of a message; b"" for a blank text, which the API refuses."""
     return history.text_block(text) if text.strip() else b""

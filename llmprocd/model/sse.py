@@ -14,6 +14,7 @@ import msgspec
 
 from llmprocd.abi.errno import Errno
 from llmprocd.abi.types import ToolUseId, Usage
+from llmprocd.kernel import stop
 from llmprocd.kernel.state import ToolUse
 from llmprocd.model.protocol import ModelError, Reply
 
@@ -40,7 +41,6 @@ _DELTAS = frozenset(
         "compaction_delta",
     }
 )
-_GOES_ON = frozenset({"pause_turn", "compaction"})  # the answer is sent back unchanged and goes on
 _UNDECODABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 _LONGEST_LINE = 64 * 2**20  # bytes; an endless line is no event stream
 _FIELDS = (b"event:", b"id:", b"retry:", b":")
@@ -104,11 +104,21 @@ class _Delta(msgspec.Struct, gc=False):
     encrypted_content: msgspec.Raw = msgspec.Raw()
 
 
+class _Lifetimes(msgspec.Struct, gc=False):
+    ephemeral_1h_input_tokens: int | None = None
+
+
+class _Served(msgspec.Struct, gc=False):
+    web_search_requests: int | None = None
+
+
 class _Counts(msgspec.Struct, gc=False):
     input_tokens: int | None = None
     output_tokens: int | None = None
     cache_read_input_tokens: int | None = None
     cache_creation_input_tokens: int | None = None
+    cache_creation: _Lifetimes | None = None
+    server_tool_use: _Served | None = None
 
 
 class _Message(msgspec.Struct, gc=False):
@@ -252,6 +262,8 @@ class Turn:
         self.message_id = ""
         self.diagnostics = b""  # JSON, as it came
         self.usage = Usage()
+        self.written_1h = 0  # tokens of the prompt that stay in the cache for an hour
+        self.searches = 0  # made by the endpoint
         self.stop_reason = ""
         self.stopped = False
         self._begun = False  # an event has come
@@ -408,6 +420,10 @@ class Turn:
             _newer(counts.cache_read_input_tokens, old.cache_read_input_tokens),
             _newer(counts.cache_creation_input_tokens, old.cache_creation_input_tokens),
         )
+        if counts.cache_creation is not None:
+            self.written_1h = _newer(counts.cache_creation.ephemeral_1h_input_tokens, self.written_1h)
+        if counts.server_tool_use is not None:
+            self.searches = _newer(counts.server_tool_use.web_search_requests, self.searches)
 
     def _hear(self, sink: Callable[[str], None] | None, text: str) -> None:
         if sink is not self._sink:
@@ -424,7 +440,7 @@ class Turn:
     def _composed(self, blocks: list[_Block], stop_reason: str, *, cut: bool = False) -> Reply:
         """The blocks as a message that the API takes back: no blank text, no thinking at its end."""
         kept = [block for block in blocks if block.kind != "text" or block.text().strip()]
-        while kept and kept[-1].kind in THINKING and stop_reason not in _GOES_ON:
+        while kept and kept[-1].kind in THINKING and not stop.of(stop_reason).goes_on:
             kept.pop()
         bodies: list[bytes] = []
         texts: list[str] = []
@@ -447,6 +463,8 @@ class Turn:
             stop_reason=stop_reason,
             model=self.model,
             usage=self.usage,
+            written_1h=self.written_1h,
+            searches=self.searches,
             message_id=self.message_id,
             diagnostics=self.diagnostics,
         )

@@ -88,8 +88,17 @@ def image(
         max_iterations=program.max_iterations,
         child_access=program.child_access,
         caching=program.caching,
-        wall=program.wall,
+        limits=program.limits,
+        max_tokens=program.parameters.get("max_tokens", schema.MAX_TOKENS),
+        least_tokens=_least_tokens(program),
     )
+
+
+def _least_tokens(program: Program) -> int:
+    """The least max_tokens that the endpoint takes: more than the model may think."""
+    thinking: Mapping[str, Any] = program.parameters.get("thinking") or {}
+    budget: Any = thinking.get("budget_tokens")
+    return budget + 1 if isinstance(budget, int) else 1
 
 
 def offered(program: Program, catalog: Mapping[str, Offer]) -> tuple[ToolSpec, ...]:

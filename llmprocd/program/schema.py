@@ -16,11 +16,14 @@ from typing import Annotated, Any, ClassVar, TypeVar, cast
 
 import msgspec
 
+from llmprocd.abi.errno import KernelError
 from llmprocd.abi.types import Access
+from llmprocd.kernel import limits as bounds
 from llmprocd.kernel.state import Limit, Link, Offer, Paging
 from llmprocd.program.lines import Key
 
 Positive = Annotated[int, msgspec.Meta(ge=1, le=2**53)]
+Amount = int | float | str | None
 Full = Annotated[str, msgspec.Meta(min_length=1)]
 
 PROVIDERS = ("anthropic", "script")
@@ -41,7 +44,6 @@ ALIASES: Mapping[Key, Mapping[str, str]] = {
 LATER_KEYS: Mapping[Key, tuple[str, ...]] = {
     (): ("mcp", "sandbox"),
     ("tools",): ("mcp", "functions"),
-    ("limits",): ("turns", "tokens", "cost_usd", "procs", "fds", "fd_bytes"),
     ("env_info",): ("commands", "file_map_root", "file_map_max_files", "file_map_show_size"),
 }
 RESERVED = ("model", "messages", "system", "tools", "stream", "cache_control")
@@ -50,8 +52,6 @@ ALIAS = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 URL = re.compile(r"https?://[^\s/@?#]+(/[^\s?#]*)?")
 HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-DURATION = re.compile(r"(\d{1,12}(?:\.\d{1,9})?)\s*(ms|[smhd]?)")
-SECONDS = {"ms": 0.001, "": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 MAX_DEPTH = 32
 
 
@@ -131,7 +131,14 @@ class EnvTable(Table, frozen=True):
 
 
 class LimitsTable(Table, frozen=True):
-    wall: int | float | str | None = None
+    turns: Amount = None
+    tokens: Amount = None
+    cost_usd: Amount = None
+    wall: Amount = None
+    procs: Amount = None
+    depth: Amount = None
+    fds: Amount = None
+    fd_bytes: Amount = None
 
 
 class DemoTable(Table, frozen=True):
@@ -206,7 +213,7 @@ class Program(msgspec.Struct, frozen=True, kw_only=True):
     links: tuple[Link, ...] = ()
     max_iterations: int = 10
     caching: bool = True
-    wall: Limit = Limit()  # seconds
+    limits: tuple[tuple[str, Limit], ...] = ()  # by resource
     preload: tuple[tuple[str, str], ...] = ()  # label and text
     variables: tuple[str, ...] = ()
     facts: tuple[tuple[str, str], ...] = ()  # what the variables are, when loaded
@@ -471,26 +478,17 @@ def _headers(report: Report, value: Any) -> Headers:
     return tuple(found)
 
 
-def wall(report: Report, spec: LimitsTable) -> Limit:
-    """The wall-clock limit: `"10m"`, seconds, or `"soft:hard"`."""
-    key, value = ("limits", "wall"), spec.wall
-    if value is None:
-        return Limit()
-    soft, colon, hard = str(value).rpartition(":") if isinstance(value, str) else ("", "", str(value))
-    found = Limit(_seconds(soft), _seconds(hard))
-    given = [text for text in (soft, hard) if text.strip()]
-    if len(given) != (found.soft is not None) + (found.hard is not None) or not given:
-        report.fault(key, f"{value!r} is no duration; write 90s, 10m, 2h, or soft:hard")
-        return Limit()
-    if colon and found.soft and found.hard and found.soft > found.hard:
-        report.fault(key, f"the soft limit is above the hard one: {value}")
-    return found
-
-
-def _seconds(text: str) -> float | None:
-    match = DURATION.fullmatch(text.strip())
-    seconds = float(match[1]) * SECONDS[match[2]] if match else 0.0
-    return seconds if seconds > 0 else None
+def limits(report: Report, spec: LimitsTable) -> tuple[tuple[str, Limit], ...]:
+    """The limits by resource: an amount is the hard one, `"soft:hard"` both."""
+    found: dict[str, Limit] = {}
+    for resource, value in msgspec.structs.asdict(spec).items():
+        if value is None:
+            continue
+        try:
+            found[resource] = bounds.parse(resource, value)
+        except KernelError as error:
+            report.fault(("limits", resource), error.text.removeprefix(f"limits.{resource}: "))
+    return tuple(found.items())
 
 
 def tools(report: Report, spec: ToolsTable, catalog: Mapping[str, Offer], key: Key) -> tuple[ToolSpec, ...]:

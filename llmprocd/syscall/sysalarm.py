@@ -1,13 +1,15 @@
 """Wall-clock limits: what happens when one is reached."""
 
-from llmprocd.abi.types import Pid, Signal
-from llmprocd.kernel import proc
-from llmprocd.kernel import signal as signals
-from llmprocd.kernel.state import At, LastTurn
+from llmprocd.abi.types import Pid
+from llmprocd.kernel import limits, proc
+from llmprocd.kernel.state import At, Kernel, LastTurn, Node, Proc
 from llmprocd.machine import Machine
 
 WALL = 124
 """The exit status at a hard wall limit, as timeout(1) has it."""
+
+EARLY_S = 0.01
+"""How far wall time may be behind the clock that alarms sleep on."""
 
 
 async def ring(m: Machine, pid: Pid, which: str) -> None:
@@ -25,11 +27,22 @@ async def ring(m: Machine, pid: Pid, which: str) -> None:
     if p.at is At.ASKS and (node is None or node.id != p.head):
         await ring(m, pid, which)
         return
-    bound = p.wall.soft if which == "soft" else p.wall.hard
-    k.emit("limit", pid, resource="wall", which=which, seconds=bound)
-    if which == "soft":
-        signals.deliver(k, pid, Signal.XCPU, node, None, sender="limit")
+    if which == "soft" and p.last_turn is LastTurn.NO:
+        limits.tell(k, p, "wall")
+    elif which == "soft":
+        return
     else:
-        proc.interrupt(k, pid, node, m.partial(pid), verdict=WALL)
-        proc.exit_(k, pid, WALL, reason=f"wall-clock limit of {bound:g} s")
+        _end(m, k, p, node)
     m.commit("wall")
+
+
+def _end(m: Machine, k: Kernel, p: Proc, node: Node | None) -> None:
+    """The hard wall limit of a process, or of one that it was born below, is reached."""
+    due = limits.deadline(k, p)
+    if due is None or due.at > k.now + EARLY_S:
+        m.limits_changed(p.pid)  # meanwhile, or the clock was set: sleep on
+        return
+    whose = "" if due.pid == p.pid else f" of process {due.pid}"
+    k.emit("limit", p.pid, resource="wall", which="hard", limit=due.seconds, used=due.seconds, of=due.pid)
+    proc.interrupt(k, p.pid, node, m.partial(p.pid), verdict=WALL)
+    proc.exit_(k, p.pid, WALL, reason=f"wall-clock limit of {due.seconds:g} s{whose}")

@@ -2,12 +2,13 @@
 
 import re
 
+import msgspec
 import trio
 
 from llmprocd import usertrap
 from llmprocd.abi import calls
 from llmprocd.abi.errno import Errno, KernelError
-from llmprocd.abi.types import Access
+from llmprocd.abi.types import INIT, Access
 from llmprocd.kernel import access as ceilings
 from llmprocd.kernel import file as files
 from llmprocd.kernel import proc
@@ -141,9 +142,10 @@ def _whole_lines(text: str) -> str:
 
 
 async def _grep(m: Machine, call: calls.FdRead, file: File) -> calls.Data:
-    """The lines that match."""
+    """The lines that match. The search is the caller's: it goes on when the process ends."""
+    searcher = msgspec.structs.replace(m.kernel.proc(call.pid), pid=INIT)
     try:
-        found = await usertrap.grep(m, m.kernel.proc(call.pid), file, call.grep or "")
+        found = await usertrap.grep(m, searcher, file, call.grep or "")
     except ToolError as error:
         raise KernelError(Errno.EINVAL, f"grep: {error}") from None
     data = re.sub(r"^\d+:", "", found, flags=re.MULTILINE).encode()

@@ -12,6 +12,7 @@ from llmprocd.abi.errno import Errno, KernelError
 from llmprocd.abi.events import TYPES, Event
 from llmprocd.abi.types import Access, Usage
 from llmprocd.kernel import access as ceilings
+from llmprocd.kernel.state import NOTHING, Use
 from llmprocd.machine import Machine
 from llmprocd.syscall.caller import Caller, require, require_user
 
@@ -34,6 +35,11 @@ def sys_status(m: Machine, caller: Caller, _call: calls.GetStatus) -> calls.Stat
     """Counts and use."""
     require(m.kernel, caller, Access.READ)
     used = [p.usage for p in m.kernel.procs.values() if p.turns]
+    billed = [p for p in m.kernel.procs.values() if p.cost or p.unpriced or p.gone is not NOTHING]
+    total = Use(
+        cost=sum(p.cost + p.gone.cost for p in billed),
+        unpriced=sum(p.unpriced + p.gone.unpriced for p in billed),
+    )
     return calls.Status(
         version=__version__,
         pid=m.os_pid,
@@ -43,7 +49,7 @@ def sys_status(m: Machine, caller: Caller, _call: calls.GetStatus) -> calls.Stat
         state_dir=m.state_dir,
         procs=m.counts(),
         usage=Usage(*(sum(map(attrgetter(field), used)) for field in Usage.__struct_fields__)),
-        cost_usd=None,
+        cost_usd=total.dollars,
         scheduler=m.sched.table(),
     )
 
@@ -112,6 +118,8 @@ async def fetch(m: Machine, after: int, limit: int, wanted: Filter) -> tuple[lis
     lost = max(0, m.store.trimmed - after)
     until = m.console.oldest
     stored = await m.store.events(after, wanted.pids, wanted.types, limit)
+    if m.console.oldest > until:  # the ring has moved on meanwhile: there is more on the disk by now
+        return await fetch(m, after, limit, wanted)
     stored = [event for event in stored if event.seq < until]
     if len(stored) == limit:
         return stored, stored[-1].seq, lost

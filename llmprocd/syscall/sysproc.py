@@ -13,8 +13,8 @@ from typing import Any
 import msgspec
 import trio
 
-from llmprocd import usertrap
-from llmprocd.abi import calls, units
+from llmprocd import usertrap, window
+from llmprocd.abi import calls
 from llmprocd.abi.errno import Errno, KernelError
 from llmprocd.abi.types import (
     FIRST_FD,
@@ -30,10 +30,10 @@ from llmprocd.abi.types import (
 )
 from llmprocd.kernel import access as ceilings
 from llmprocd.kernel import file as files
-from llmprocd.kernel import proc
+from llmprocd.kernel import limits, proc
 from llmprocd.kernel import signal as signals
 from llmprocd.kernel.proc import Birth
-from llmprocd.kernel.state import At, File, Kernel, Limit, Node, Proc, Request
+from llmprocd.kernel.state import At, File, Kernel, LastCall, Limit, Node, Proc, Request
 from llmprocd.machine import Machine
 from llmprocd.syscall.caller import Caller, require, require_inside, require_user
 
@@ -85,8 +85,9 @@ def _spawn(m: Machine, caller: Caller, call: calls.Spawn, stdin: File | None) ->
         raise KernelError(Errno.EINVAL, f"cwd: {call.cwd!r} is no absolute path")
     k = m.begin()
     image = m.image_of(call.program, call.cwd or "/", call.env)
-    wall = limits_of(call.limits) if call.limits else image.wall
+    bounds = {**dict(image.limits), **limits.parse_all(call.limits)}
     parent = k.proc(caller.proc) if caller.proc is not None else None
+    m.affordable(image, parent.pid if parent else INIT, bounds)
     level = access(call.access) if call.access else Access.ADMIN
     fds = _handed(k, parent, call.fds)
     if stdin is not None:
@@ -103,13 +104,12 @@ def _spawn(m: Machine, caller: Caller, call: calls.Spawn, stdin: File | None) ->
         interactive=call.interactive,
         prompt=_prompt(call, stdin),
         fds=fds,
-        wall=wall,
+        limits=bounds,
+        file=stdin,
     )
     if birth.prompt is None and not call.interactive and image.user_prompt:
         birth = msgspec.structs.replace(birth, prompt=image.user_prompt)
     child = proc.spawn(k, birth)
-    if stdin is not None:
-        k.put_file(stdin)
     if fds:
         k.keep_fds(child.family, max(fds) + 1)
     reply = calls.Spawned(child.pid)
@@ -143,23 +143,6 @@ def _handed(k: Kernel, parent: Proc | None, names: Sequence[str]) -> dict[int, F
             raise KernelError(Errno.EINVAL, f"fds: fd:{number} is named twice")
         handed[number] = files.lookup(giver, fd)
     return handed
-
-
-def limits_of(given: Mapping[str, Any]) -> Limit:
-    """The wall limit of a `limits` map: seconds or a duration, or `soft:hard`."""
-    for name in given:
-        if name != "wall":
-            raise KernelError(Errno.EINVAL, f"limits: {name!r} is not known to this version; it knows wall")
-    if "wall" not in given:
-        return Limit()
-    value = given["wall"]
-    if isinstance(value, str) and ":" in value:
-        soft, _, hard = value.partition(":")
-        limit = Limit(units.duration(soft, "limits.wall"), units.duration(hard, "limits.wall"))
-        if limit.soft is not None and limit.hard is not None and limit.soft > limit.hard:
-            raise KernelError(Errno.EINVAL, f"limits.wall: the soft limit of {value} is over the hard one")
-        return limit
-    return Limit(None, units.duration(value, "limits.wall"))
 
 
 # --- answering the same request once ----------------------------------------------------------------
@@ -279,8 +262,13 @@ async def sys_get(m: Machine, caller: Caller, call: calls.Get) -> calls.ProcList
         require(m.kernel, caller, Access.READ, p.pid)
         row = info(m, p)
         result = await m.run_result(p) if p.run.began else None
-        rows.append(msgspec.structs.replace(row, run=result))
+        rows.append(msgspec.structs.replace(row, run=result, cache=cache_info(p.last_call)))
     return calls.ProcList(rows)
+
+
+def cache_info(call: LastCall | None) -> calls.CacheInfo | None:
+    """What the last model call read from the prompt cache."""
+    return None if call is None else msgspec.convert(call, calls.CacheInfo, from_attributes=True)
 
 
 def info(m: Machine, p: Proc) -> calls.ProcInfo:
@@ -302,9 +290,9 @@ def info(m: Machine, p: Proc) -> calls.ProcInfo:
         head=f"m{p.head}" if p.head is not None else None,
         turns=p.turns,
         context_tokens=p.context_tokens,
-        context_window=None,
+        context_window=window.size(m, image),
         usage=p.usage,
-        cost_usd=None,
+        cost_usd=m.kernel.total(p.pid).dollars,
         started=p.began,
         ended=p.ended or None,
         wchan=m.wchan(p),
@@ -416,10 +404,15 @@ async def sys_wait(m: Machine, caller: Caller, call: calls.Wait) -> calls.EndedL
         m.commit("collect")
     return calls.EndedList(
         [
-            calls.Ended(p.pid, p.status or 0, message, p.usage, None)
+            calls.Ended(p.pid, p.status or 0, message, p.usage, _cost(m, p))
             for p, message in zip(ended, messages, strict=True)
         ]
     )
+
+
+def _cost(m: Machine, p: Proc) -> float | None:
+    """What a process and its subtree have cost, in dollars; of one that is gone, it alone."""
+    return (m.kernel.total(p.pid) if p.pid in m.kernel.procs else p.used).dollars
 
 
 # --- fork, goto, exec -------------------------------------------------------------------------------
@@ -475,9 +468,10 @@ async def sys_goto(m: Machine, caller: Caller, call: calls.Goto) -> calls.Moved:
     require(m.kernel, caller, Access.ADMIN, call.pid)
     proc.require_live(m.kernel, call.pid)
     node = await own_message(m, m.kernel.proc(call.pid), call.to, "to")
+    tokens = await window.tokens_at(m, m.kernel.proc(call.pid), node)
     k = m.begin()
     was = k.proc(call.pid).head
-    p = proc.goto(k, call.pid, node, call.text, run=call.run)
+    p = proc.goto(k, call.pid, node, call.text, run=call.run, tokens=tokens)
     m.commit("goto")
     return calls.Moved(f"m{was}" if was else None, f"m{p.head}")
 
@@ -487,6 +481,7 @@ def sys_exec(m: Machine, caller: Caller, call: calls.Exec) -> calls.Empty:
     require(m.kernel, caller, Access.ADMIN, call.pid)
     p = proc.require_live(m.kernel, call.pid)
     image = m.image_of(call.program, call.cwd or p.cwd, p.env)
+    m.affordable(image, p.birth, p.limits)
     proc.exec_(m.begin(), call.pid, image)
     m.commit("exec")
     return calls.Empty()
@@ -501,12 +496,26 @@ def sys_limits(m: Machine, caller: Caller, call: calls.Limits) -> calls.LimitLis
     p = m.kernel.proc(call.pid)
     if call.set:
         require_user(caller)
-        proc.limit_wall(m.begin(), call.pid, limits_of(call.set))
+        given = limits.parse_all(call.set)
+        _payable(m, p, given)
+        p = limits.change(m.begin(), call.pid, given)
         m.commit("limits")
-        m.set_alarm(p.pid)
-        p = m.kernel.proc(call.pid)
-    used = (p.ended or m.begin().now) - p.began
-    return calls.LimitList([calls.LimitInfo("wall", p.wall.soft, p.wall.hard, round(used, 3))])
+        m.limits_changed(p.pid)
+    return calls.LimitList([_limit_info(row) for row in limits.table(m.begin(), p)])
+
+
+def _payable(m: Machine, p: Proc, given: Mapping[str, Limit]) -> None:
+    """Refuse (EINVAL) a cost limit for a tree in which somebody asks a model without a known price."""
+    if given.get("cost_usd", Limit()) == Limit():
+        return
+    for one in map(m.kernel.proc, ceilings.subtree(m.kernel, p.pid)):
+        if one.live:
+            m.affordable(m.kernel.image(one), one.birth, given)
+
+
+def _limit_info(row: limits.Row) -> calls.LimitInfo:
+    used = round(row.used, 3) if row.resource == "wall" and row.used is not None else row.used
+    return calls.LimitInfo(row.resource, row.limit.soft, row.limit.hard, used)
 
 
 def sys_renice(m: Machine, caller: Caller, call: calls.Renice) -> calls.Empty:
@@ -533,8 +542,7 @@ def sys_remove(m: Machine, caller: Caller, call: calls.Remove) -> calls.Empty:
     for pid in call.pids:
         p = m.kernel.proc(pid)
         require_inside(m.kernel, caller, p)
-        if p.live:
-            raise KernelError(Errno.EBUSY, f"process {p.label} has not ended; kill it first")
+        proc.removable(m.kernel, p)
     k = m.begin()
     for pid in dict.fromkeys(call.pids):
         proc.remove(k, pid)

@@ -375,8 +375,14 @@ class Strict:
             return json.loads(answer.read())
 
     def requests(self, having: str = "") -> list[Any]:
-        """The requests that arrived, oldest first; those whose body holds a text."""
-        return [one for one in self._ask("requests") if having in one["body"]]
+        """The model calls that arrived, oldest first; those whose body holds a text."""
+        calls = [one for one in self._ask("requests") if one["target"] == "/v1/messages"]
+        return [one for one in calls if having in one["body"]]
+
+    def books(self) -> dict[str, int]:
+        """What has been billed."""
+        found: dict[str, int] = self._ask("books")
+        return found
 
     def bodies(self, having: str = "") -> list[str]:
         return [one["body"] for one in self.requests(having)]

@@ -11,8 +11,9 @@ FORK = program("fork", "bash", "exit", "read_fd")
 
 
 def common(one: str, other: str) -> str:
-    """What two bodies begin with."""
-    return os.path.commonprefix([one, other])
+    """What two bodies begin with, cache markers apart."""
+    mark = ',"cache_control":{"type":"ephemeral"}'
+    return os.path.commonprefix([one.replace(mark, ""), other.replace(mark, "")])
 
 
 # --- by a user --------------------------------------------------------------------------------------

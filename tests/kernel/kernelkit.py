@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 import msgspec
 import pytest
+from hypothesis import HealthCheck, settings
 from msgspec.structs import asdict
 
 from llmprocd.abi.errno import Errno, KernelError
@@ -32,6 +33,9 @@ from llmprocd.kernel.state import (
     ToolResult,
     ToolUse,
 )
+
+UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+"""For properties: how long an example takes says something of the machine, and nothing of the kernel."""
 
 EFFECTS = {"bash", "write_file"}
 """Tools that must be written down before they start."""
@@ -182,6 +186,7 @@ def state(k: Kernel) -> dict[str, object]:
         "children": {pid: set(pids) for pid, pids in k.children.items()},
         "born": {pid: set(pids) for pid, pids in k.born.items()},
         "living": k.living,
+        "below": dict(k.below),
     }
 
 
@@ -189,13 +194,14 @@ def state(k: Kernel) -> dict[str, object]:
 def refused(w: "World", errno: Errno) -> Iterator[None]:
     """What the block asks for is refused with this errno, and has changed nothing."""
     w.commit()
-    before = state(w.k)
+    before, held = state(w.k), dict(w.k.held)
     with pytest.raises(KernelError) as caught:
         yield
     assert caught.value.errno is errno, str(caught.value)
     assert w.k.change == Change(), "a call that failed has changed something"
     assert w.k.loose == []
     assert state(w.k) == before
+    assert w.k.held == held
 
 
 class World:

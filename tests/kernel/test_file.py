@@ -5,10 +5,10 @@ import itertools
 import pytest
 from hypothesis import event, given
 from hypothesis import strategies as st
-from kernelkit import World, refused
+from kernelkit import UNHURRIED, World, refused
 
 from llmprocd.abi.errno import Errno, KernelError
-from llmprocd.abi.types import FileId, Pid
+from llmprocd.abi.types import FileId
 from llmprocd.kernel import file
 from llmprocd.kernel.state import File, Paging, stdio
 
@@ -29,6 +29,7 @@ def pieces(draw):
 # --- pages ------------------------------------------------------------------------------------------
 
 
+@UNHURRIED
 @given(pieces(), sizes)
 def test_pages_tile_the_text(them, size):
     """All pages joined are the text, and none is empty or too long, however the text came in."""
@@ -40,6 +41,7 @@ def test_pages_tile_the_text(them, size):
     event(f"{min(len(pages), 9)} pages")
 
 
+@UNHURRIED
 @given(texts, sizes)
 def test_a_line_is_cut_only_if_it_is_longer_than_a_page(text, size):
     """A page that ends inside a line belongs to a line that no page could hold."""
@@ -53,6 +55,7 @@ def test_a_line_is_cut_only_if_it_is_longer_than_a_page(text, size):
             event("a line was cut")
 
 
+@UNHURRIED
 @given(texts, sizes)
 def test_a_page_holds_as_many_lines_as_it_can(text, size):
     """The next line would not have fitted: pages are not made small to be safe."""
@@ -62,6 +65,7 @@ def test_a_page_holds_as_many_lines_as_it_can(text, size):
         assert len(page) + len(first) > size
 
 
+@UNHURRIED
 @given(pieces(), sizes)
 def test_the_index_of_pages_says_where_each_begins(them, size):
     """Bytes, characters, lines and whether inside one, against the pages themselves."""
@@ -84,12 +88,14 @@ def _lines(text: str) -> int:
     return len(parts) - (not parts[-1])
 
 
+@UNHURRIED
 @given(texts)
 def test_lines_are_counted_with_a_last_one_that_has_no_end(text):
     """Only a newline ends a line."""
     assert file.count_lines(text) == _lines(text)
 
 
+@UNHURRIED
 @given(texts, sizes, st.data())
 def test_the_page_of_a_char_is_the_one_that_holds_it(text, size, data):
     """Against counting; past the end it is the last page."""
@@ -102,6 +108,7 @@ def test_the_page_of_a_char_is_the_one_that_holds_it(text, size, data):
     assert pages.page_of_char(char) == naive
 
 
+@UNHURRIED
 @given(texts, sizes, st.data())
 def test_the_page_of_a_line_is_where_one_begins_to_look(text, size, data):
     """The line begins on that page, or right at the beginning of the next."""
@@ -134,6 +141,7 @@ def test_an_empty_text_has_one_empty_page():
     assert pages.page_of_char(0) == pages.page_of_line(1) == 0
 
 
+@UNHURRIED
 @given(st.binary())
 def test_bytes_that_are_no_text_are_shown(data):
     """Any bytes can be shown, and text is shown as it is."""
@@ -144,6 +152,7 @@ def test_bytes_that_are_no_text_are_shown(data):
 # --- frames -----------------------------------------------------------------------------------------
 
 
+@UNHURRIED
 @given(st.lists(st.sampled_from(["</preview>", "</preview_1>", "</preview_2>", "x"]), max_size=6))
 def test_a_tag_is_never_closed_by_what_it_holds(parts):
     """The name grows until no content closes it, and no further than it must."""
@@ -346,6 +355,8 @@ def test_the_last_reference_of_a_name_wins(opened):
     p = file.refer(w.k, p, "x", File(FileId(w.k.take("file")), 2, complete=True, origin="ref:x"), b"zz")
     w.commit()
     assert p.refs["x"] != old
+    p = file.refer(w.k, p, "y", File(FileId(w.k.take("file")), 0, complete=True, origin="ref:y"), b"")
+    assert p.refs.keys() == {"x", "y"}
     assert w.disk.contents[old] == b"r"
 
 
@@ -372,6 +383,7 @@ def test_references_are_the_texts_between_their_tags(text, found):
     assert file.references(text) == found
 
 
+@UNHURRIED
 @given(st.text(), st.text(st.sampled_from("abc_-. 1"), min_size=1), st.text())
 def test_any_text_can_be_referred_to(before, name, content):
     """Byte for byte, whatever stands around it."""
@@ -380,12 +392,8 @@ def test_any_text_can_be_referred_to(before, name, content):
     assert file.references(f'{before}<ref id="{name}">{content}</ref>')[name] == content
 
 
+@UNHURRIED
 @given(st.text(st.sampled_from('<ref id="x">/a\n')))
 def test_references_end_for_any_text(text):
     """No text makes it loop or raise."""
     assert all(name for name in file.references(text))
-
-
-def test_a_pid_in_an_operand_is_a_pid():
-    """Numbers, not text."""
-    assert file.operand("12/fd:3")[0] == Pid(12)

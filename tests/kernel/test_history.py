@@ -3,7 +3,7 @@
 import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
-from kernelkit import World
+from kernelkit import UNHURRIED, World
 
 from llmprocd.abi.types import MessageId, ToolUseId
 from llmprocd.kernel import history
@@ -16,12 +16,14 @@ def result(number: int, text: str, *, is_error: bool = False) -> ToolResult:
     return ToolResult(ToolUseId(f"toolu_{number}"), text, is_error)
 
 
+@UNHURRIED
 @given(texts)
 def test_a_text_block_holds_the_text(text):
     """Any text comes back as it was."""
     assert msgspec.json.decode(history.text_block(text)) == {"type": "text", "text": text}
 
 
+@UNHURRIED
 @given(texts, st.booleans())
 def test_a_result_block_holds_the_answer(text, is_error):
     """The text as it is, but never a blank one, which the API refuses; is_error only where there is one."""
@@ -63,8 +65,11 @@ def test_a_marked_message_carries_its_own_id():
     assert history.text(first) == f"[m{first.id}] one"
     assert history.text(second) == "two"
     assert history.unmarked(history.text(first)) == "one"
+    twice = history.user_node(w.k, None, "[m7] one", marked=True)
+    assert history.unmarked(history.text(twice)) == "[m7] one"
 
 
+@UNHURRIED
 @given(texts)
 def test_unmarked_takes_away_one_mark_and_nothing_else(text):
     """What the user wrote stays, even if it looks like a mark."""

@@ -36,13 +36,14 @@ from msgspec.structs import replace
 
 from llmprocd.abi.errno import Errno
 from llmprocd.abi.types import INIT, Access, FileId, MessageId, Pid, Signal, ToolUseId
-from llmprocd.kernel import access, file, proc, signal, step
+from llmprocd.kernel import access, file, limits, proc, signal, step
 from llmprocd.kernel.proc import Birth, ForkCall
 from llmprocd.kernel.state import (
     At,
     File,
     Kernel,
     LastTurn,
+    Limit,
     Node,
     Paging,
     Proc,
@@ -392,7 +393,7 @@ class Drive:
         self.pick([
             lambda: proc.renice(self.w.k, p.pid, 3),
             lambda: proc.rename(self.w.k, p.pid, f"n-{p.pid}"),
-            lambda: proc.limit_wall(self.w.k, p.pid, p.wall),
+            lambda: limits.change(self.w.k, p.pid, {"wall": Limit(None, 1e9)}),
         ])()  # fmt: skip
 
     def collect(self) -> None:
@@ -400,6 +401,10 @@ class Drive:
 
     def remove(self) -> None:
         p = self.some(lambda p: not p.live)
+        if p.limits and self.w.k.total(p.pid).procs:
+            with refused(self.w, Errno.EBUSY):
+                proc.remove(self.w.k, p.pid)
+            return
         proc.remove(self.w.k, p.pid)
         assert not self.w.k.born.get(p.pid)
         self.reach["removals"] += 1

@@ -24,7 +24,7 @@ from llmprocd.abi.errno import Errno
 from llmprocd.abi.types import INIT, Access, FileId, MessageId, Pid, ProcState, Signal, Usage
 from llmprocd.kernel import file, proc, step
 from llmprocd.kernel.proc import ForkCall
-from llmprocd.kernel.state import At, File, LastTurn, Limit, Run, ToolCall
+from llmprocd.kernel.state import At, File, LastTurn, Limit, ToolCall
 from llmprocd.kernel.step import Exit, Infer, RunTools, Sleep, TakeInput
 
 BLANKS = ["", " ", "\n\t "]
@@ -69,7 +69,7 @@ def test_spawn_passes_on_what_it_was_given(w):
     """Each option is the process's."""
     given = {
         "uid": 7, "access": Access.READ, "name": "bob", "cwd": "/tmp", "env": {"A": "b"}, "nice": 5,
-        "fds": {4: FileId(9)}, "wall": Limit(1.0, 2.0),
+        "fds": {4: FileId(9)}, "limits": {"wall": Limit(1.0, 2.0)},
     }  # fmt: skip
     p = w[w.spawn("x", **given)]
     assert {field: getattr(p, field) for field in given} == given
@@ -120,19 +120,10 @@ def test_spawn_never_gives_a_child_more_than_its_parent(w, level):
     assert w[w.spawn(ppid=parent, access=Access.ADMIN)].access is level
 
 
-def line(w: World, length: int) -> Pid:
-    """The last of so many processes, each born by the one before."""
-    pid = w.spawn()
-    for _ in range(length - 1):
-        pid = w.spawn(ppid=pid)
-    return pid
-
-
-def test_a_tree_can_only_grow_so_deep(w):
-    """EAGAIN for spawn and fork below the deepest; a model is told instead."""
-    pid = line(w, proc.MAX_DEPTH - 1)
-    deepest = w.asked(ppid=pid)
-    assert proc.depth(w.k, deepest) == proc.MAX_DEPTH
+@pytest.mark.parametrize("limit", [{"depth": Limit(None, 2.0)}, {"procs": Limit(None, 2.0)}])
+def test_a_tree_can_only_grow_so_far(w, limit):
+    """EAGAIN for spawn and fork beyond a limit; a model is told instead, in each of its calls."""
+    deepest = w.asked(ppid=w.spawn(limits=limit))
     number = w.k.put_image(w.image)
     with refused(w, Errno.EAGAIN):
         proc.spawn(w.k, proc.Birth(image=number, ppid=deepest))
@@ -176,6 +167,19 @@ def test_send_to_a_closed_input_is_epipe(w):
         proc.send(w.k, pid, "more")
     with refused(w, Errno.EPIPE):
         proc.send(w.k, pid, "more", close=True)
+
+
+def test_a_mailbox_can_be_full(w):
+    """EAGAIN when too much waits; one message always may, however long."""
+    pid = w.spawn()
+    w.send(pid, "x" * (proc.MAILBOX + 1))
+    with refused(w, Errno.EAGAIN):
+        proc.send(w.k, pid, "y")
+    w.take(pid)
+    w.send(pid, "x" * (proc.MAILBOX - 1))
+    w.send(pid, "y")
+    with refused(w, Errno.EAGAIN):
+        proc.send(w.k, pid, "z", close=True)
 
 
 def test_send_to_an_ended_or_unknown_process_is_esrch(w):
@@ -267,6 +271,15 @@ def test_a_run_without_a_text_asks_again_from_a_user_message(w):
     assert (w.words(pid), p.run.seq, todo(w, pid)) == (["user: hello"], 2, Infer())
 
 
+def test_a_run_without_a_text_waits_behind_the_mail(w):
+    """It is a run like any other; what the program says by itself is for a process nobody has spoken to."""
+    w.image = image(user_prompt="do your thing")
+    pid = w.spawn()
+    w.send(pid, "hello")
+    assert proc.ask_again(w.k, pid) == 2
+    assert [(mail.text, mail.again) for mail in w[pid].inbox] == [("hello", False), ("", True)]
+
+
 def test_a_run_without_a_text_needs_something_to_answer(w):
     """EINVAL after an answer, before any message, and in the middle of tools; ESRCH at an end."""
     rested, empty, (tools, _) = w.rested(), w.spawn(), w.in_tools()
@@ -291,7 +304,7 @@ def test_a_run_without_a_text_that_comes_too_late_has_nothing_to_answer(w):
 # --- the model's answer -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("stop_reason", ["end_turn", "stop_sequence", "max_tokens", "refusal"])
+@pytest.mark.parametrize("stop_reason", ["end_turn", "stop_sequence", "max_tokens", "refusal", "a_new_word"])
 def test_an_answer_in_words_ends_the_run_with_0(w, stop_reason):
     """Whatever the model stopped for; `stop_reason` says it."""
     pid = w.asked()
@@ -349,10 +362,20 @@ def test_the_message_is_kept_byte_for_byte(w):
     assert (node.role, node.parent, node.at) == ("assistant", 1, w.k.now - 1)
 
 
-def test_a_pause_goes_on(w):
-    """pause_turn asks the model again from its own message; the run has not ended."""
+def test_an_answer_that_filled_the_window_is_a_failure(w):
+    """Its text is kept; a closed process exits 1, and its stderr says what to do."""
     pid = w.asked()
-    p = w.land(pid, said("hm", "pause_turn"))
+    p = w.land(pid, said("as much as", "model_context_window_exceeded"))
+    assert (w.words(pid)[-1], p.at, todo(w, pid)) == ("assistant: as much as", At.DONE, Exit(1))
+    assert p.reason.startswith("E2BIG: ")
+    assert w.disk.contents[FileId(-2 * pid - 1)].decode() == p.reason + "\n"
+
+
+@pytest.mark.parametrize("stop_reason", ["pause_turn", "compaction"])
+def test_a_pause_goes_on(w, stop_reason):
+    """The model is asked again from its own message; the run has not ended."""
+    pid = w.asked()
+    p = w.land(pid, said("hm", stop_reason))
     assert (p.at, p.run.ended, p.run.api_calls, todo(w, pid)) == (At.PAUSE, 0.0, 1, Infer())
     w.land(pid, said("done"))
     assert w.words(pid) == ["user: hello", "assistant: hm", "assistant: done"]
@@ -720,16 +743,27 @@ def test_a_child_may_fork_in_its_turn(w):
 
 def test_a_fork_shares_descriptors_and_settings_and_nothing_else(w):
     """Same files, folder, variables and wall limit; own mail, output, account, name and end."""
-    wall = Limit(5.0, 9.0)
-    pid, _, forks = forking(
-        w, (("a",), True), prompt=None, name="bob", cwd="/tmp", env={"A": "b"}, nice=3, wall=wall, uid=7
-    )
+    given = {"name": "bob", "cwd": "/tmp", "env": {"A": "b"}, "nice": 3, "uid": 7}
+    bounds = {"wall": Limit(5.0, 9.0)}
+    pid, _, forks = forking(w, (("a",), True), prompt=None, limits=bounds, **given)
     p, _ = file.add(w.k, w[pid], File(FileId(w.k.take("file")), 0, complete=True, origin="bash"))
     w.k.put(replace(p, refs={"x": FileId(1)}, stderr=0))
     w.send(pid, "waits")
     w.fork_model(pid, *forks)
     parent, child = w[pid], w[3]
-    shared = ("family", "uid", "cwd", "env", "image", "nice", "fds", "refs", "wall", "tips", "context_tokens")
+    shared = (
+        "family",
+        "uid",
+        "cwd",
+        "env",
+        "image",
+        "nice",
+        "fds",
+        "refs",
+        "limits",
+        "tips",
+        "context_tokens",
+    )
     assert all(getattr(child, name) == getattr(parent, name) for name in shared)
     assert (child.name, child.inbox, child.stdout, child.turns, child.usage) == ("", (), 0, 0, Usage())
     assert (child.epoch, child.notify, child.last_turn) == (0, (), LastTurn.NO)
@@ -776,6 +810,19 @@ def test_a_fork_of_a_process_without_a_message_has_none(w):
     assert w.events("fork", child) == [{"ppid": 2, "head": None, "prompt": "x"}]
     w.take(child)
     assert todo(w, child) == Infer()
+
+
+def test_a_fork_can_go_wherever_its_parent_had_been(w):
+    """Abandoned branches are its own history too, made by a user or by a model."""
+    pid = talked(w)
+    w.goto(pid, 2)
+    (child,) = w.fork(pid)
+    assert w[child].tips == w[pid].tips == (6,)
+    w.goto(pid, 2, "fork")
+    w.take(pid)
+    w.land(pid, asking("fork"))
+    w.fork_model(pid, ForkCall(w.node(pid).asks[0], ("a",), wait=True))
+    assert w[child + 1].tips == w[pid].tips == (6, 2)
 
 
 def test_a_fork_at_an_earlier_message(w):
@@ -999,7 +1046,7 @@ def test_a_model_cannot_travel_into_a_call():
 
 def test_exec_replaces_the_program_and_keeps_the_rest(w):
     """Pid, history, descriptors, mail and limits stay; a call under way is given up and asked again."""
-    pid = w.asked(None, wall=Limit(1.0, 2.0))
+    pid = w.asked(None, limits={"wall": Limit(1.0, 2.0)})
     w.send(pid, "waits")
     was = w[pid]
     p = proc.exec_(w.k, pid, image(program="other", model="m-2"))
@@ -1182,6 +1229,31 @@ def test_removal_of_a_living_process_is_ebusy(w):
         proc.remove(w.k, 99)
 
 
+def test_who_binds_the_living_is_not_removed(w):
+    """EBUSY while somebody below an ended process lives and its limits hold for him."""
+    pid = w.spawn(limits={"turns": Limit(None, 5.0)})
+    child = w.spawn(ppid=pid)
+    w.exit(pid)
+    with refused(w, Errno.EBUSY):
+        proc.remove(w.k, pid)
+    w.exit(child)
+    proc.remove(w.k, pid)
+    assert pid not in w.k.procs
+
+
+def test_what_the_removed_have_used_is_not_forgotten(w):
+    """It counts for those above, also after a restart."""
+    top = w.spawn()
+    child = w.asked(ppid=top)
+    w.land(child, said("hi"))
+    used = w.k.total(top)
+    assert (used.turns, used.tokens) == (1, 113)
+    w.exit(child)
+    proc.remove(w.k, child)
+    w.boot()
+    assert w.k.total(top) == replace(used, procs=1)
+
+
 def test_a_fork_outlives_the_removal_of_its_parent(w):
     """It shares nodes, and needs no process for them."""
     pid = w.rested()
@@ -1196,14 +1268,13 @@ def test_a_fork_outlives_the_removal_of_its_parent(w):
 # --- the small ones ---------------------------------------------------------------------------------
 
 
-def test_a_process_is_reniced_renamed_and_limited(w):
+def test_a_process_is_reniced_and_renamed(w):
     """One field each."""
     pid = w.spawn()
     was = w[pid]
     proc.renice(w.k, pid, 5)
     proc.rename(w.k, pid, "bob")
-    proc.limit_wall(w.k, pid, Limit(1.0, 2.0))
-    assert w[pid] == replace(was, nice=5, name="bob", wall=Limit(1.0, 2.0))
+    assert w[pid] == replace(was, nice=5, name="bob")
     w.commit()
     proc.rename(w.k, pid, "bob")
     assert not w.k.change, "its own name is no news"
@@ -1222,20 +1293,13 @@ def test_a_rename_refuses_what_a_spawn_refuses(w, name):
 
 
 def test_the_small_ones_refuse_who_is_not_there(w):
-    """ESRCH; an ended process is renamed, but neither reniced nor limited."""
+    """ESRCH; an ended process is renamed, but not reniced."""
     pid = w.spawn()
     w.exit(pid)
     for target in (pid, 99):
         with refused(w, Errno.ESRCH):
             proc.renice(w.k, target, 1)
-        with refused(w, Errno.ESRCH):
-            proc.limit_wall(w.k, target, Limit())
     with refused(w, Errno.ESRCH):
         proc.rename(w.k, 99, "x")
     proc.rename(w.k, pid, "late")
     assert w[pid].name == "late"
-
-
-def test_a_run_is_a_value():
-    """A process that never ran has one that says so."""
-    assert (Run().seq, Run().began, Run().ended, Run().tool_calls) == (0, 0.0, 0.0, ())

@@ -19,7 +19,6 @@ from llmprocd.kernel.state import (
     File,
     Kernel,
     Node,
-    Offer,
     Request,
     ToolName,
     stdio,
@@ -146,9 +145,33 @@ def test_requests_are_remembered(w):
     assert w.k.requests == {(7, "abc"): one}
 
 
+def test_answers_that_are_old_are_forgotten(w):
+    """Those older than so many seconds; the others stay."""
+    for name, at in (("old", 10.0), ("new", 990.0)):
+        w.k.put_request(Request(7, name, b"d", b"r", at))
+    w.k.forget_requests(100.0)
+    assert [name for _, name in w.k.requests] == ["new"]
+
+
+def test_a_new_life_numbers_its_events_far_above_the_old(w):
+    """What was shown and never stored is not numbered again; a first life begins at 1."""
+    assert w.k.counters.seq == 1
+    w.k.new_life()
+    w.k.emit("signal", Pid(2))
+    w.commit()
+    for _ in range(1000):
+        w.k.emit("text", Pid(2))
+    shown = w.k.loose[-1].seq
+    w.boot()
+    w.k.new_life()
+    w.k.emit("signal", Pid(2))
+    assert w.k.taken().events[0].seq > shown
+
+
 def test_fleeting_events_are_shown_and_not_stored(w):
     """They take a number all the same, so that order is one order."""
     w.k.emit("text", Pid(2), text="a")
+    assert not w.k.change
     w.k.emit("signal", Pid(2), signal="INT")
     assert [(event.seq, event.type) for event in w.k.loose] == [(1, "text")]
     change = w.k.taken()
@@ -270,11 +293,6 @@ def test_a_tool_is_found_by_the_name_the_model_uses_then_by_its_own():
 def test_usage_adds_up_field_by_field():
     """All four counters."""
     assert Usage(1, 2, 3, 4) + Usage(10, 20, 30, 40) == Usage(11, 22, 33, 44)
-
-
-def test_an_offer_is_a_value():
-    """Two equal offers are one."""
-    assert Offer("a", "b", b"{}", 0) == Offer("a", "b", b"{}", 0)
 
 
 # --- purity -----------------------------------------------------------------------------------------

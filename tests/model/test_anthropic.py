@@ -318,8 +318,9 @@ def test_every_form_of_retry_after(headers, seconds):
 
 
 async def test_the_server_may_say_whether_to_retry():
-    """`x-should-retry` overrules the status."""
-    for code, word, again in ((429, b"false", False), (400, b"true", True)):
+    """`x-should-retry` overrules the status, but for those that can never pass."""
+    cases = ((429, b"false", False), (418, b"true", True), (418, b"what", False))
+    for code, word, again in (*cases, *((never, b"true", False) for never in (400, 401, 402, 403, 404, 413))):
         answer = status(code, {"error": {"message": "m"}}, b"x-should-retry: " + word)
         async with endpoint(replying(answer)) as (url, _, _), asking(url) as model:
             fault = await refused(model)

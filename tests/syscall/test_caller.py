@@ -3,11 +3,11 @@
 import msgspec
 import pytest
 import trio
+from machinekit import Pushed, refused, running, table
 
 from llmprocd.abi import calls
 from llmprocd.abi.errno import Errno, KernelError
 from llmprocd.abi.types import Access
-from machinekit import Pushed, refused, running, table
 
 ANY, USER = "any", "user"
 READ, WRITE, ADMIN = Access.READ, Access.WRITE, Access.ADMIN
@@ -73,9 +73,7 @@ async def family(house, level):
 
 
 def filled(params, pid):
-    return {
-        key: pid if value is int else [pid] if value == [int] else value for key, value in params.items()
-    }
+    return {key: pid if value is int else [pid] if value == [int] else value for key, value in params.items()}
 
 
 @pytest.mark.parametrize("target", ["own", "child", "foreign"])
@@ -96,7 +94,9 @@ async def test_who_may_do_what_to_whom(autojump_clock, machine, method, who, tar
         verdict = error.errno
     assert (verdict is not Errno.EPERM) == expected, f"{who} {method} {target}: {verdict}"
     if not expected:
-        assert (machine.m.kernel.procs, machine.m.ticket) == (before, ticket), "a refused call has changed something"
+        assert (machine.m.kernel.procs, machine.m.ticket) == (before, ticket), (
+            "a refused call has changed something"
+        )
 
 
 async def test_the_words_of_a_refusal_by_level(machine):
@@ -226,7 +226,12 @@ async def test_a_peer_is_a_user_or_the_tool_of_a_process():
     async with running() as house:
         house.m.spawner = Owners({10: None, 11: 7})
         user = await house.door.admit(10, house.m.uid, 5, Pushed())
-        assert (user.proc, user.uid, user.gid, str(user)) == (None, house.m.uid, 5, f"uid {house.m.uid} pid 10")
+        assert (user.proc, user.uid, user.gid, str(user)) == (
+            None,
+            house.m.uid,
+            5,
+            f"uid {house.m.uid} pid 10",
+        )
         tool = await house.door.admit(11, house.m.uid, 5, Pushed())
         assert (tool.proc, str(tool)) == (7, "process 7")
 
@@ -239,7 +244,9 @@ async def test_a_peer_that_is_gone_is_refused():
             await house.door.admit(10, house.m.uid, 5, Pushed())
 
 
-@pytest.mark.parametrize(("shared", "uid", "welcome"), [(False, 4242, False), (False, 0, True), (True, 4242, True)])
+@pytest.mark.parametrize(
+    ("shared", "uid", "welcome"), [(False, 4242, False), (False, 0, True), (True, 4242, True)]
+)
 async def test_another_user_comes_in_only_where_the_socket_is_shared(shared, uid, welcome):
     async with running() as house:
         house.m.shared = shared

@@ -4,23 +4,49 @@ import json
 
 import msgspec
 import pytest
+from machinekit import refused, table
 
 from llmprocd.abi import calls
 from llmprocd.abi.errno import Errno
 from llmprocd.abi.types import Usage
 from llmprocd.abi.wire import Answer
 from llmprocd.syscall import dispatch
-from machinekit import refused, table
 
-CONTRACT = """
-hello sys.api sys.status sys.reload sys.stop proc.spawn proc.run proc.list proc.get proc.signal proc.wait
-proc.send proc.fork proc.goto proc.exec proc.limits proc.renice proc.rename proc.remove proc.history fd.list
-fd.stat fd.read fd.write events.read events.subscribe events.unsubscribe prog.list prog.check
-""".split()
+CONTRACT = {
+    "hello",
+    "sys.api",
+    "sys.status",
+    "sys.reload",
+    "sys.stop",
+    "proc.spawn",
+    "proc.run",
+    "proc.list",
+    "proc.get",
+    "proc.signal",
+    "proc.wait",
+    "proc.send",
+    "proc.fork",
+    "proc.goto",
+    "proc.exec",
+    "proc.limits",
+    "proc.renice",
+    "proc.rename",
+    "proc.remove",
+    "proc.history",
+    "fd.list",
+    "fd.stat",
+    "fd.read",
+    "fd.write",
+    "events.read",
+    "events.subscribe",
+    "events.unsubscribe",
+    "prog.list",
+    "prog.check",
+}
 
 
 def test_the_methods_are_at_least_those_of_the_contract():
-    assert set(CONTRACT) <= set(dispatch.SYSCALLS)
+    assert set(dispatch.SYSCALLS) >= CONTRACT
 
 
 @pytest.mark.parametrize("call", calls.CALLS, ids=lambda call: call.method)
@@ -55,7 +81,7 @@ async def test_the_method_table_is_what_is_answered(machine):
 async def test_calls_that_need_not_wait_take_effect_at_once(machine):
     """Only so are calls that follow one another on a connection answered in the order sent."""
     pid = await machine.spawn(interactive=True)
-    for method, more in (
+    for method, params in (
         ("proc.send", {"text": "!sleep 9"}),
         ("proc.list", {}),
         ("proc.rename", {"name": "x"}),
@@ -67,9 +93,8 @@ async def test_calls_that_need_not_wait_take_effect_at_once(machine):
         ("proc.limits", {}),
         ("sys.status", {}),
     ):
-        if method not in {"proc.list", "sys.status"}:
-            more = {"pid": pid, **more}
-        assert isinstance(machine.begin(method, **more), Answer), method
+        whose = {} if method in {"proc.list", "sys.status"} else {"pid": pid}
+        assert isinstance(machine.begin(method, **whose, **params), Answer), method
 
 
 async def test_an_unknown_method_is_enosys(machine):
@@ -121,7 +146,9 @@ async def test_a_wrong_argument_is_einval_and_named(machine, method, params, wor
     assert "`$" not in told.error.text, "that is the decoder's language, not a stranger's"
 
 
-@pytest.mark.parametrize("params", [b"\x93\x01", b"\xc1", b"\x81\xa3pid", b"\x81\xa1\xff\x01", b"\x90", b"\x07", b"\xc0"])
+@pytest.mark.parametrize(
+    "params", [b"\x93\x01", b"\xc1", b"\x81\xa3pid", b"\x81\xa1\xff\x01", b"\x90", b"\x07", b"\xc0"]
+)
 async def test_what_is_no_map_is_einval(machine, params):
     with refused(Errno.EINVAL):
         machine.door.call(machine.user, "proc.send", params)

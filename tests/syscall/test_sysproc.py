@@ -5,10 +5,10 @@ import json
 import msgspec
 import pytest
 import trio
+from machinekit import refused, running, script, table
 
 from llmprocd.abi.errno import Errno
 from llmprocd.abi.types import Access
-from machinekit import refused, running, script, table
 
 # --- spawn ------------------------------------------------------------------------------------------
 
@@ -296,7 +296,7 @@ async def test_int_keeps_what_was_streamed(autojump_clock, machine):
 
 
 async def test_a_signal_needs_messages_that_are_not_in_memory(autojump_clock, machine, monkeypatch):
-    """After a restart the head's message is on disk: it is fetched first, and the signal acts all the same."""
+    """After a restart the head is on disk only: it is fetched first, and the signal acts all the same."""
     pid = await machine.spawn(table("fork"), "!fork !sleep 99\\n!say hi")
     await machine.until(pid, "wait")
     monkeypatch.setattr(machine.store, "node_nowait", _Forgetful(machine.store, machine.proc(pid).head))

@@ -83,7 +83,9 @@ async def test_arguments_that_are_no_object_are_refused(data):
     assert (await run(data)).text == "Invalid arguments: an object is wanted"
 
 
-@pytest.mark.parametrize("data", [b"{", b'{"text": "\xff"}', b'{"text": "\\ud800"}', b'{"text":' + b"[" * 5000])
+@pytest.mark.parametrize(
+    "data", [b"{", b'{"text": "\xff"}', b'{"text": "\\ud800"}', b'{"text":' + b"[" * 5000]
+)
 async def test_arguments_that_are_no_json_are_refused(data):
     answer = await run(data)
     assert answer.is_error
@@ -113,7 +115,9 @@ async def test_what_a_tool_says_of_a_failure_is_its_answer(error, said, caplog):
     assert caplog.records == []
 
 
-@pytest.mark.parametrize("error", [ZeroDivisionError("by zero"), OSError(5, "broken"), RecursionError("deep")])
+@pytest.mark.parametrize(
+    "error", [ZeroDivisionError("by zero"), OSError(5, "broken"), RecursionError("deep")]
+)
 async def test_a_bug_in_a_tool_is_an_answer_and_is_logged(error, caplog):
     async def tool(_ctx, **_):
         raise error

@@ -183,7 +183,7 @@ def test_a_wrong_value_is_named(name, wrong, named):
 @pytest.mark.parametrize("name", CONTRACT)
 def test_what_is_no_object_is_refused_in_words(name, data):
     """Whatever bytes a model's arguments are, its call has an answer."""
-    with pytest.raises(ToolError, match="^Invalid arguments: "):
+    with pytest.raises(ToolError, match=r"^Invalid arguments: "):
         trap.parse(trap.TRAPS[name][0], data)
 
 
