@@ -102,9 +102,23 @@ def _operands(given: list[str], operands: tuple[table.Operand, ...]) -> "dict[st
 
 def convert(kind: "table.Kind", text: str) -> "Any":
     """An option's value; ValueError with a sentence."""
-    if kind == "int":
-        try:
-            return int(text)
-        except ValueError:
-            raise ValueError(f"{text!r} is not a valid integer.") from None
+    if kind in _RANGES:
+        return _number(text, *_RANGES[kind])
     return units.duration(text) if kind == "duration" else text
+
+
+_RANGES: "dict[str, tuple[int, int]]" = {
+    "int": (-(1 << 63), (1 << 63) - 1),
+    "count": (0, (1 << 53) - 1),
+    "nice": (-20, 19),
+}
+
+
+def _number(text: str, least: int, most: int) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is not a valid integer.") from None
+    if not least <= number <= most:
+        raise ValueError(f"{text} is not in the range from {least} to {most}.")
+    return number

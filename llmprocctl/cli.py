@@ -88,12 +88,23 @@ def main(args: list[str] | None = None) -> int:
     """Run the command line; the exit status."""
     try:
         status = group().main(args, prog_name="llmprocctl", standalone_mode=False)
-    except click.ClickException as exc:
+    except click.exceptions.NoArgsIsHelpError as exc:
         exc.show()
+        return exc.exit_code
+    except click.UsageError as exc:
+        _complain(exc)
         return exc.exit_code
     except click.Abort:
         return session.INTERRUPTED
     return status if isinstance(status, int) else 0
+
+
+def _complain(exc: click.UsageError) -> None:
+    """Say what is wrong as every other command does, and where the help is."""
+    path = exc.ctx.command_path if exc.ctx is not None else "llmprocctl"
+    name = path.removeprefix("llmprocctl").strip()
+    session.complain(f"{name}: {exc.format_message()}" if name else exc.format_message())
+    session.tell(f"Try '{path} --help' for help.")
 
 
 def _option(option: table.Option) -> click.Option:

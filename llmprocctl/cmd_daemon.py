@@ -40,6 +40,7 @@ def _status(session: Session, *, json: bool) -> int:
         render.put_json([status])
     else:
         render.put(_line(status))
+        render.put("".join(_endpoint(row) for row in status["scheduler"]))
     return 0
 
 
@@ -48,6 +49,19 @@ def _line(status: "dict[str, Any]") -> str:
     cost = "" if status["cost_usd"] is None else f", {units.dollars(status['cost_usd'])}"
     up = f"pid {status['pid']}, up {units.clock(status['uptime_s'])}"
     return f"llmprocd {status['version']} {up}, unix://{status['socket']}, {procs}{cost}\n"
+
+
+def _endpoint(row: "dict[str, Any]") -> str:
+    """How a model endpoint does: slots, who waits, for how long it is held, what is left of its limits."""
+    said = [f"{row['running']} of {row['slots']} slots", f"{row['waiting']} waiting"]
+    if row["held_s"]:
+        said.append(f"held for {units.span(int(row['held_s']) + 1)}")
+    said += [
+        f"{name} {units.count(row[f'{name}_left'])} of {units.count(row[name])} left"
+        for name in ("rpm", "itpm", "otpm")
+        if row.get(name) is not None
+    ]
+    return f"  {row['endpoint']}: {', '.join(said)}\n"
 
 
 def _stop(session: Session) -> int:

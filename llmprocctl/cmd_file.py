@@ -78,7 +78,8 @@ def cat(
             _list_candidates(session, exc)
             return sessions.USAGE
         except RefusedError as error:
-            session.fault(word, error)
+            bare = not owner and pid and error.name == "ESRCH"
+            session.fault(pid if bare and pid else word, error)
     return session.status
 
 

@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from typing import Any
 
 
-def inspect(session: Session, *, pids: tuple[str, ...]) -> int:
-    """Print all there is about processes, as JSON."""
+def inspect(session: Session, *, pids: tuple[str, ...], json: bool) -> int:
+    """Print all there is about processes, as JSON; with `json` an object a line to a terminal too."""
     from json import dumps
 
-    indent = 2 if render.is_terminal() else None
+    indent = 2 if render.is_terminal() and not json else None
     for word, pid in session.pids(pids).items():
         try:
             row = session.call("proc.get", pids=[pid])["procs"][0]
@@ -29,12 +29,15 @@ def inspect(session: Session, *, pids: tuple[str, ...]) -> int:
     return session.status
 
 
-def limits(session: Session, *, pid: str, changes: tuple[str, ...], json: bool) -> int:
+def limits(session: Session, *, pid: str, changes: tuple[str, ...], quiet: bool, json: bool) -> int:
     """Print the limits of a process, after changing some."""
     changed = launch.pairs(changes, "limits")
     found = session.call("proc.limits", pid=session.pid(pid), set=changed or None)["limits"]
     if json:
         render.put_json(found)
+        return 0
+    if quiet:
+        render.put("".join(f"{row['resource']}\n" for row in found))
         return 0
     rows = [[row["resource"], *(_amount(row, key) for key in ("soft", "hard", "used"))] for row in found]
     render.put_table(rows, ["RESOURCE", "SOFT", "HARD", "USED"])
@@ -159,4 +162,4 @@ def _all_of_stdin() -> str:
     parts: list[bytes] = []
     while part := os.read(0, 1 << 16):
         parts.append(part)
-    return b"".join(parts).decode()
+    return b"".join(parts).decode(errors="surrogateescape")

@@ -41,7 +41,8 @@ def events(
     session: Session, *, pids: tuple[str, ...], follow: bool, after: int | None, json: bool, quiet: bool
 ) -> int:
     """Print every event; with `follow` until interrupted."""
-    wanted = list(session.pids(pids).values())
+    asked = session.pids(pids)
+    wanted = _known(session, asked) if asked else []
     if pids and not wanted:
         return session.status
     for batch, _ in _batches(session, after=after or 0, pids=wanted or None, follow=follow):
@@ -52,6 +53,18 @@ def events(
         else:
             _print([_line(event) for event in batch])
     return session.status
+
+
+def _known(session: Session, asked: dict[str, int]) -> list[int]:
+    """The pids of processes that there are, or were; the others are complained of."""
+    rows = session.call("proc.list", all=True, pids=[*asked.values()])["procs"]
+    there = {row["pid"] for row in rows}
+    for word, pid in asked.items():
+        if pid not in there and not session.call("events.read", after_seq=0, max=1, pids=[pid])["events"]:
+            session.fault(word, "no such process")
+        else:
+            there.add(pid)
+    return [pid for pid in asked.values() if pid in there]
 
 
 def _batches(

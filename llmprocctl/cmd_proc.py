@@ -90,7 +90,9 @@ def renice(session: Session, *, nice: str, pids: tuple[str, ...]) -> int:
     try:
         level = int(nice)
     except ValueError:
-        raise UsageError(f"{nice}: not a number from -20 to 19") from None
+        level = 100
+    if not -20 <= level <= 19:
+        raise UsageError(f"{nice}: not a number from -20 to 19")
     return session.each(pids, lambda pid: session.client.send("proc.renice", pid=pid, nice=level))
 
 

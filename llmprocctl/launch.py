@@ -175,6 +175,10 @@ def cannot_start(program: str, error: RefusedError) -> CannotStartError:
     if error.name == "ENOENT" and error.text.startswith("no such program"):
         hint = error.text.partition(";")[2]
         return CannotStartError(f"{program}: no such program{hint and ';' + hint}", sessions.NOT_FOUND)
+    if error.name == "EINVAL":  # an argument, not the program
+        return CannotStartError(error.text, sessions.USAGE)
+    if error.name == "ENOEXEC" and error.text.startswith("/"):  # every line names the file
+        return CannotStartError(error.text, sessions.CANNOT_START)
     return CannotStartError(f"{program}: {error.text}", sessions.CANNOT_START)
 
 
@@ -186,4 +190,5 @@ def _require_prompt(session: Session, pid: int, program: str) -> None:
     session.call("proc.signal", pid=pid, signal="KILL")
     session.call("proc.wait", pids=[pid])
     session.call("proc.remove", pids=[pid])
-    raise UsageError(f"{program} has no prompt of its own: give one, or -i to send it later")
+    later = ", or -i to send it later" if session.command == "spawn" else ""
+    raise UsageError(f"{program} has no prompt of its own: give one{later}")

@@ -61,7 +61,10 @@ class Session:
                 return self.client
             except UnreachableError:
                 if os.environ.get("LLMPROC_NO_AUTOSTART", "") not in {"", "0"}:
-                    raise
+                    if self.command != "daemon":
+                        raise
+                    why = f"no daemon at {self.path}; LLMPROC_NO_AUTOSTART forbids starting one"
+                    raise UnreachableError(why) from None
             from llmprocctl import autostart
 
             self._client = autostart.start(self.path)
@@ -98,7 +101,7 @@ class Session:
         Raises RefusedError (ESRCH); UsageError for a word that is neither.
         """
         if word.isascii() and word.isdecimal():
-            if int(word) >= 1 << 63:
+            if len(word) > 19 or int(word) >= 1 << 63:
                 raise RefusedError(3, "ESRCH", "no such process")
             return int(word)
         if not word.startswith("%") or len(word) < 2:
@@ -161,6 +164,7 @@ def run(settings: "dict[str, Any]", name: str, values: "dict[str, Any]") -> int:
     try:
         if settings["host"]:
             _host_path(settings["host"])  # a bad address is a mistake whatever else is given
+        _require_utf8(values)
         verb = getattr(__import__(f"llmprocctl.{module}", fromlist=[function]), function)
         return verb(session, **values)
     except UsageError as exc:
@@ -188,6 +192,18 @@ def tell(line: str) -> None:
     """A line on stderr, if there is one."""
     if sys.stderr is not None:  # pyright: ignore[reportUnnecessaryComparison] - `2>&-`
         sys.stderr.write(f"{line}\n")
+
+
+def _require_utf8(values: "dict[str, Any]") -> None:
+    """Refuse words that are not UTF-8: the wire has no other texts."""
+    words: list[Any] = []
+    for value in values.values():
+        words += value if isinstance(value, tuple) else (value,)
+    for word in words:
+        try:
+            word.encode() if isinstance(word, str) else b""
+        except UnicodeEncodeError:
+            raise UsageError(f"{word!a} is not UTF-8 text (stdin may hold any bytes)") from None
 
 
 def _host_path(url: str) -> str:

@@ -42,9 +42,14 @@ def arguments(words: list[str]) -> list[str]:
             return words[: i + 2] + _guarded(words[i + 2 :])
         if word == "--" or not word.startswith("-") or word.startswith("--signal="):
             return words
-        if name(word[1:]) is not None:
+        if name(word[1:]) is not None or _looks_like_one(word[1:]):
             return [*words[:i], "-s", word[1:], *_guarded(words[i + 1 :])]
     return words
+
+
+def _looks_like_one(word: str) -> bool:
+    """`-NOSUCH` and `-99` are meant as signals: it is `kill` that says there is none of that name."""
+    return word.isascii() and word.isalnum() and (word.isdecimal() or (len(word) > 1 and word.isupper()))
 
 
 def _guarded(operands: list[str]) -> list[str]:

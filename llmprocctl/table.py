@@ -9,7 +9,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Literal, TypeAlias
 
-    Kind: TypeAlias = Literal["flag", "text", "int", "duration", "many"]
+    Kind: TypeAlias = Literal["flag", "text", "int", "count", "nice", "duration", "many"]
     Count: TypeAlias = Literal["one", "maybe", "some", "any"]
 
 
@@ -73,7 +73,7 @@ _PID = Operand("PID")
 _PIDS = Operand("PID", "some", "pids")
 _SPAWN = (
     Option("--name", "text", "A name; %NAME then stands for the pid.", metavar="NAME"),
-    Option("--nice", "int", "-20 (first) to 19 (last); the default is 0.", metavar="N"),
+    Option("--nice", "nice", "-20 (first) to 19 (last); the default is 0.", metavar="N"),
     Option("--cwd", "text", "Its working directory; the default is the one you are in.", metavar="DIR"),
     Option("--env", "many", "A variable for its tools; may be repeated.", metavar="K=V"),
     Option("--limit", "many", "A limit, as in wall=10m; may be repeated.", metavar="NAME=VALUE"),
@@ -185,7 +185,7 @@ COMMANDS = {
         _PID,
         options=(
             _FOLLOW,
-            Option("-n --lines", "int", "The last lines only.", metavar="LINES"),
+            Option("-n --lines", "count", "The last lines only.", metavar="LINES"),
             Option("--since", "duration", "What is not older than this.", metavar="TIME"),
         ),
         example="llmprocctl logs -f -n 20 42",
@@ -196,7 +196,7 @@ COMMANDS = {
         Operand("PID", "any", "pids"),
         options=(
             _FOLLOW,
-            Option("--after", "int", "Only those after this number.", metavar="SEQ"),
+            Option("--after", "count", "Only those after this number.", metavar="SEQ"),
             _JSON,
             _QUIET,
         ),
@@ -268,7 +268,7 @@ COMMANDS = {
         "Show the limits of a process, or change them.",
         _PID,
         Operand("NAME=VALUE", "any", "changes"),
-        options=(_JSON,),
+        options=(_QUIET, _JSON),
         example="llmprocctl limits 42 wall=10m",
     ),
     "renice": Command(
@@ -282,6 +282,7 @@ COMMANDS = {
         "cmd_info:inspect",
         "Print all there is about processes, as JSON.",
         _PIDS,
+        options=(_JSON,),
         example="llmprocctl inspect 42",
     ),
     "programs": Command(

@@ -179,6 +179,8 @@ class Machine:
         self._publish(change)
         for proc in change.procs.values():
             self._react(proc)
+        for pid in change.gone:
+            self.waits.wakeup(("limit", pid))
         return self.ticket
 
     def room(self, count: int) -> None:
@@ -316,7 +318,7 @@ class Machine:
         if proc.stopped:
             return "T"
         wchan = self.wchan(proc)
-        if wchan in {"slot", "backoff"} or wchan.startswith("retry-after"):
+        if wchan in {"slot", "limit", "backoff"} or wchan.startswith("retry-after"):
             return "D"
         return "S" if wchan in {"wait", "fd:0"} else "R"
 

@@ -6,6 +6,7 @@ cancelled; nothing is written that a crash would not have written too.
 """
 
 import argparse
+import contextlib
 import gc
 import logging
 import os
@@ -16,7 +17,7 @@ import socket
 import stat
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -86,19 +87,21 @@ def _is_journal() -> bool:
 
 def _locked(options: argparse.Namespace, settings: Config, known: Mapping[str, str]) -> int:
     """Be the only daemon of this socket and of this state directory; then run."""
-    path = str(Path(options.socket or paths.socket_path(os.environ, os.getuid())).absolute())
-    state = str(Path(options.state_dir or paths.state_dir(os.environ, os.getuid())).absolute())
-    Path(state).mkdir(mode=0o700, parents=True, exist_ok=True)
-    os.environ["LLMPROC_SOCKET"] = path
-    notifier = systemd.Notifier(os.environ)
-    handed = systemd.listen_fds(os.environ)
-    locks = [listen.lock(str(Path(state, "llmprocd"))), *([] if handed else [listen.lock(path)])]
+    with _usable():
+        path = str(Path(options.socket or paths.socket_path(os.environ, os.getuid())).absolute())
+        state = str(Path(options.state_dir or paths.state_dir(os.environ, os.getuid())).absolute())
+        Path(state).mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.environ["LLMPROC_SOCKET"] = path
+        notifier = systemd.Notifier(os.environ)
+        handed = systemd.listen_fds(os.environ)
+        locks = [listen.lock(str(Path(state, "llmprocd"))), *([] if handed else [listen.lock(path)])]
     spawner = Spawner.fork()
     keys.close_process()
     _many_files()
     sys.setswitchinterval(SWITCH_S)
     store = Store(state)
-    listener = socket.socket(fileno=handed[0]) if handed else listen.bind(path)
+    with _usable():
+        listener = socket.socket(fileno=handed[0]) if handed else listen.bind(path)
     inode = 0 if handed else Path(path).stat().st_ino
     daemon = Daemon(settings, options.config, known, store, spawner, path, state, notifier)
     try:
@@ -109,6 +112,16 @@ def _locked(options: argparse.Namespace, settings: Config, known: Mapping[str, s
             listen.unbind(path, inode)
         for lock in locks:
             os.close(lock)
+
+
+@contextlib.contextmanager
+def _usable() -> Generator[None]:
+    """A place that cannot be used is told in a sentence: it is the caller's mistake, not a bug."""
+    try:
+        yield
+    except OSError as error:
+        what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        raise SystemExit(f"llmprocd: {what}") from None
 
 
 def _many_files() -> None:

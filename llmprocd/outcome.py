@@ -14,6 +14,7 @@ import trio
 from llmprocd.abi.errno import KernelError
 from llmprocd.abi.types import FileId, Pid
 from llmprocd.kernel import file as files
+from llmprocd.kernel import limits
 from llmprocd.kernel.file import Pages
 from llmprocd.kernel.state import File, Image, Kernel, Paging, Proc
 from llmprocd.machine import Machine
@@ -111,6 +112,19 @@ async def _growing(m: Machine, paging: Paging, answer: Output, source: str) -> S
     return Shaped(answer.text, answer.is_error, record, b"", pages, "", source, running=answer)
 
 
+def within(m: Machine, p: Proc, shaped: Shaped) -> Shaped:
+    """An answer that a limit leaves room for: one too long is an error that shows its first page."""
+    if shaped.file is None:
+        return shaped
+    try:
+        limits.space(m.kernel, p.pid, shaped.file.size)
+    except KernelError as error:
+        discard(m, shaped)
+        shown = f"\n{shaped.preview}" if shaped.preview else ""
+        return Shaped(text=f"{error}. The output was not kept; its first page:{shown}", is_error=True)
+    return shaped
+
+
 def keep(k: Kernel, p: Proc, shaped: Shaped) -> tuple[Proc, str]:
     """Open the descriptor, if there is one, and say what the model reads. The caller puts the process."""
     if shaped.file is None or shaped.pages is None:
@@ -149,6 +163,7 @@ async def _complete(m: Machine, pid: Pid, started: Output, record: File) -> None
     size = await trio.to_thread.run_sync(_synced, path)
     k = m.begin()
     k.put_file(msgspec.structs.replace(record, size=size, complete=True))
+    files.grown(k, pid, size - record.size)
     k.emit("tool_end", pid, tool=record.origin, file=record.id, status=status)
     m.commit("background_ended")
     m.waits.wakeup(("file", record.id))

@@ -15,12 +15,13 @@ from functools import partial
 import msgspec
 import trio
 
-from llmprocd import crash, outcome, usertrap, window
+from llmprocd import budget, crash, outcome, usertrap, window
 from llmprocd.abi.errno import Errno, KernelError
 from llmprocd.abi.types import Pid, ToolUseId
 from llmprocd.endpoint import Grant
-from llmprocd.kernel import access, cached, file, proc, step
+from llmprocd.kernel import access, cached, file, limits, proc, step
 from llmprocd.kernel.cached import Sent
+from llmprocd.kernel.limits import Over
 from llmprocd.kernel.proc import ForkCall
 from llmprocd.kernel.state import At, Image, Kernel, LastTurn, Node, Proc, ToolResult, ToolUse
 from llmprocd.machine import Machine
@@ -87,22 +88,42 @@ async def infer(m: Machine, p: Proc) -> None:
     await m.wait_durable()
     if proc.current(m.kernel, p) is None:
         return
-    m.announce("turn_start", p.pid, head=f"m{p.head}", run=p.run.seq)
-    answer = await ask(m, p, image, out)
-    if answer is None:
-        return
-    k = m.begin()
-    now = proc.current(k, p)
-    if now is not None:
-        land(m, k, now, image, answer, out.sent)
+    with budget.reserved(m, p.pid):
+        allowed = await budget.allowed(m, p, image, transcript, out)
+        if allowed is None:
+            return
+        m.announce("turn_start", p.pid, head=f"m{p.head}", run=p.run.seq)
+        answer = await ask(m, p, image, allowed.out)
+        k = m.begin()
+        now = proc.current(k, p)
+        if answer is not None and now is not None:
+            land(m, k, now, image, answer, out.sent, allowed.over)
+        elif isinstance(answer, Reply):
+            budget.lost(m, p, answer)
 
 
-def land(m: Machine, k: Kernel, p: Proc, image: Image, answer: Reply | ModelError, sent: Sent) -> None:
-    """What the model said, or why it did not, becomes the state of the process."""
+def land(
+    m: Machine,
+    k: Kernel,
+    p: Proc,
+    image: Image,
+    answer: Reply | ModelError,
+    sent: Sent,
+    over: Over | None = None,
+) -> None:
+    """What the model said, or why it did not, becomes the state of the process.
+
+    `over` is the limit that has shortened the answer: if it was cut off there, the process has reached it.
+    """
     if isinstance(answer, ModelError):
-        proc.fail(k, p, window.sentence(image, answer))
+        spent = limits.overdrawn(k, p.pid)
+        if spent is not None:
+            proc.exceed(k, p.pid, spent)
+        else:
+            proc.fail(k, p, window.sentence(image, answer))
         m.commit("infer_failed")
         return
+    answer = m.priced(p.pid, answer)
     window.learn(m, image)
     p = msgspec.structs.replace(p, last_call=cached.note(sent, answer, k.now))
     if image.paging.enable_references:
@@ -110,12 +131,20 @@ def land(m: Machine, k: Kernel, p: Proc, image: Image, answer: Reply | ModelErro
     p = proc.land(k, p, answer, tuple(ids_with_effects(image, p, answer.asks)))
     if p.begun and p.head is not None:
         m.fresh[p.pid] = p.head
+    if over is not None and answer.stop_reason == "max_tokens":
+        proc.exceed(k, p.pid, over)
     m.commit("infer_landed")
 
 
 def take_references(k: Kernel, p: Proc, text: str) -> Proc:
+    """Keep what an answer has marked as a reference; what there is no room for, stderr tells of."""
     for name, content in file.references(text).items():
         data = content.encode()
+        try:
+            limits.space(k, p.pid, p.made_bytes - k.proc(p.pid).made_bytes + len(data), fds=0)
+        except KernelError as error:
+            p = k.write(p, 2, f"ref:{name} was not kept: {error}\n")
+            continue
         number = file.FileId(k.take("file"))
         made = file.File(number, len(data), complete=True, origin=f"ref:{name}")
         p = file.refer(k, p, name, made, data)
@@ -175,11 +204,15 @@ async def attempt_once(
             crash.point("api.after")
             return turn.reply()
     except ModelError as error:
-        return error
+        return budget.failed(m, p, turn, error)
+    except trio.Cancelled:
+        budget.lost(m, p, budget.spent(turn))
+        raise
     finally:
         del m.turns[p.pid]
         grant.end(turn.usage, trio.current_time(), whole=turn.stopped)
-    return ModelError(Errno.ETIMEDOUT, f"no whole answer within {m.config.call_s:g} s", again=True)
+    late = ModelError(Errno.ETIMEDOUT, f"no whole answer within {m.config.call_s:g} s", again=True)
+    return budget.failed(m, p, turn, late)
 
 
 def shown(m: Machine, pid: Pid, text: str, attempt: int) -> None:
@@ -321,10 +354,12 @@ def finish(m: Machine, p: Proc, node: Node, call: ToolUse, result: outcome.Shape
     if now is None:
         outcome.discard(m, result)
         return
+    result = outcome.within(m, now, result)
     now, text = outcome.keep(k, now, result)
     now = proc.finish_tool(k, now, call, ToolResult(call.id, text, result.is_error))
     if not proc.unanswered(now, node):
         proc.retire_tools(k, now, node)
+    limits.notice(k, p.pid)
     m.commit("tool_finished")
     outcome.watch(m, p.pid, result)
 

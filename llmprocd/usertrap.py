@@ -18,7 +18,7 @@ import trio
 from llmprocd import outcome, window
 from llmprocd.abi.errno import Errno, KernelError
 from llmprocd.abi.types import FIRST_FD, FileId, Pid, Signal, ToolUseId, message_id, signal
-from llmprocd.kernel import access, history, proc
+from llmprocd.kernel import access, history, limits, proc
 from llmprocd.kernel import file as files
 from llmprocd.kernel import signal as signals
 from llmprocd.kernel.proc import Birth
@@ -433,6 +433,7 @@ async def _grepped(m: Machine, p: Proc, args: trap.ReadFd, file: File) -> Output
 async def _extracted(m: Machine, p: Proc, args: trap.ReadFd, text: str) -> Output:
     """Put a selection into a new descriptor."""
     data = text.encode()
+    limits.space(m.kernel, p.pid, len(data))
     number = FileId(m.kernel.take("file"))
     disk = len(data) > outcome.IN_ROWS
     if disk:
@@ -441,6 +442,9 @@ async def _extracted(m: Machine, p: Proc, args: trap.ReadFd, text: str) -> Outpu
         await m.store.adopt(spool, number)
     k = acting(m, p)
     record = File(number, len(data), complete=True, origin=f"extract of {args.fd}", disk=disk)
+    if not limits.has_space(k, p.pid, len(data)):  # others were faster
+        outcome.discard(m, outcome.Shaped(file=record))
+    limits.space(k, p.pid, len(data))
     now, fd = files.add(k, k.proc(p.pid), record, b"" if disk else data)
     k.put(now)
     pairs = {"source_fd": args.fd, "new_fd": f"fd:{fd}", "mode": args.mode, "content_size": len(text)}

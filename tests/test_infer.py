@@ -1,4 +1,4 @@
-"""Model calls of whole processes: who is next, what a failure does, and what is left of it. On the virtual clock."""
+"""Model calls of whole processes: who is next, what a failure does and what is left of it."""
 
 import json
 from collections import Counter
@@ -19,7 +19,7 @@ class Steps(trio.abc.Instrument):
     def __init__(self):
         self.count = 0
 
-    def before_task_step(self, task):
+    def before_task_step(self, task):  # noqa: ARG002  # trio's
         self.count += 1
 
 
@@ -36,19 +36,19 @@ def said(message):
 
 async def crowd(count, slots):
     """So many processes that want one turn each; how often a task was woken for each of them."""
-    steps = Steps()
+    steps, began = Steps(), trio.current_time()
     async with running(config=Config(slots=slots), engine=Engine(seed=b"x", keep_bytes=0)) as house:
         trio.lowlevel.add_instrument(steps)
         pids = [await house.spawn(table(), script("!sleep 1", "!say hi")) for _ in range(count)]
+        await trio.sleep(0.5)
         most = 0
         while house.m.busy:
-            (row,) = house.m.sched.table() or [None]
-            most = max(most, row.running if row else 0)
+            most = max(most, house.m.sched.table()[0].running)
             await trio.sleep(0.5)
         trio.lowlevel.remove_instrument(steps)
         assert {house.proc(pid).status for pid in pids} == {0}
         assert most == slots
-        assert trio.current_time() < count / slots + 2, "a slot stood empty while somebody waited"
+        assert trio.current_time() - began < count / slots + 2, "a slot stood empty while somebody waited"
         return steps.count / count
 
 
@@ -85,8 +85,8 @@ async def test_two_users_trees_get_as_much_whoever_has_more_children(autojump_cl
         program = table("fork", tools={"child_access": "admin"})
         big = await house.spawn(program, script(prompt, "!say all"))
         await trio.sleep(3)
-        small = await house.spawn(program, script(*["!sleep 1", '!raw {"type":"text","text":"a"}']))
-        await trio.sleep(3)
+        small = await house.spawn(program, script("!sleep 1", "!say hi"))
+        await trio.sleep(4.5)
         assert not house.proc(small).live
         assert house.proc(big).live
 
@@ -194,7 +194,7 @@ async def test_a_stream_that_dies_is_asked_again_and_its_text_is_never_sent_back
 
 async def test_a_stall_has_a_deadline_and_so_has_a_call_that_trickles(autojump_clock):
     """An endpoint that sends a word a minute keeps no process for ever."""
-    async with running(config=Config(call_s=600, retries=1)) as house:
+    async with running(config=Config(call_s=600, retries=1, retry_s=1000)) as house:
         ended = await house.finish(table(), script("!delay 60", "!say " + "word " * 100))
         assert ended.status == 1
         assert house.proc(ended.pid).reason == "ETIMEDOUT: no whole answer within 600 s (asked 2 times)"
@@ -218,7 +218,7 @@ FINAL = {
 
 @pytest.mark.parametrize("fault", FINAL)
 async def test_after_a_final_failure_the_conversation_goes_on(autojump_clock, fault):
-    """The process rests with an errno and one sentence; its next message is accepted by the strict endpoint."""
+    """The process rests with an errno and one sentence; the strict endpoint accepts its next message."""
     errno, asked = FINAL[fault]
     async with running(config=Config(retries=2)) as house:
         pid = await house.spawn(interactive=True)
@@ -235,7 +235,7 @@ async def test_after_a_final_failure_the_conversation_goes_on(autojump_clock, fa
 
 
 async def test_a_failure_in_the_middle_of_a_tool_turn_leaves_the_results(autojump_clock):
-    """The calls are answered already: nothing is run again, and the next message stands beside the results."""
+    """The calls are answered: nothing is run again, and the next message stands beside the results."""
     async with running(config=Config(retries=1)) as house:
         pid = await house.spawn(table("calculator"), interactive=True)
         prompt = script('!calculator {"expression":"6*7"}', "!fail 500")

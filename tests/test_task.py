@@ -33,8 +33,8 @@ class Held:
         self.model, self.house = house.m.model, house
         self.ticks, self.rounds = 0, 0
 
-    async def infer(self, image, pieces, listener):
-        await self.model.infer(image, pieces, listener)
+    async def infer(self, *args):
+        await self.model.infer(*args)
         await self.arrival()
 
     async def arrival(self):

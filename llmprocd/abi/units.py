@@ -56,9 +56,10 @@ def _scaled(text: str | float, field: str, units: dict[str, float], what: str) -
 
 def _number(text: object, units: dict[str, float]) -> float | None:
     """A number that is not negative, with a unit behind it; None for anything else."""
+    if isinstance(text, (int, float)) and not isinstance(text, bool):
+        return float(text) if 0 <= text <= _LARGEST else None
     if not isinstance(text, str):
-        sound = isinstance(text, (int, float)) and not isinstance(text, bool) and 0 <= text <= _LARGEST
-        return float(text) if sound else None
+        return None
     found = _NUMBER.fullmatch(text.strip())
     unit = units.get(found[2].upper()) if found else None
     if found is None or unit is None:

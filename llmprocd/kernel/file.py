@@ -17,6 +17,7 @@ from msgspec.structs import replace
 
 from llmprocd.abi.errno import Errno, KernelError
 from llmprocd.abi.types import FileId, Pid
+from llmprocd.kernel import limits
 from llmprocd.kernel.state import File, Kernel, Proc, stdio
 
 
@@ -166,8 +167,10 @@ def take_said(k: Kernel, p: Proc, text: str) -> tuple[Proc, str]:
     paging = k.image(p).paging
     if not (paging.enabled and paging.page_user_input and len(text) > paging.max_input_chars):
         return p, text
-    pages = paginate([text], paging.default_page_size)
     data = text.encode()
+    if not limits.has_space(k, p.pid, len(data)):
+        return p, text  # it was accepted, so it is read whole
+    pages = paginate([text], paging.default_page_size)
     file = File(FileId(k.take("file")), len(data), complete=True, origin="user_input")
     p, fd = add(k, p, file, data)
     message = f"Input exceeds {paging.max_input_chars} characters. Use read_fd to read more pages."
@@ -179,13 +182,22 @@ def add(k: Kernel, p: Proc, file: File, data: bytes = b"") -> tuple[Proc, int]:
     """Open a new file as the family's next descriptor. The caller puts the process."""
     k.put_file(file, data)
     fd = k.take_fd(p.family)
-    return replace(p, fds={**p.fds, fd: file.id}), fd
+    made, size = p.made + 1, p.made_bytes + file.size
+    return replace(p, fds={**p.fds, fd: file.id}, made=made, made_bytes=size), fd
+
+
+def grown(k: Kernel, pid: Pid, size: int) -> None:
+    """A file that a process has opened has become so many bytes longer."""
+    p = k.procs.get(pid)
+    if p is not None:
+        k.put(replace(p, made_bytes=p.made_bytes + size))
+        limits.notice(k, pid)
 
 
 def refer(k: Kernel, p: Proc, name: str, file: File, data: bytes) -> Proc:
     """Make a text readable as `ref:name`; the last of one name wins."""
     k.put_file(file, data)
-    return replace(p, refs={**p.refs, name: file.id})
+    return replace(p, refs={**p.refs, name: file.id}, made_bytes=p.made_bytes + file.size)
 
 
 def number(text: str) -> int:

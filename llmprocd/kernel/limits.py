@@ -282,12 +282,20 @@ def reserve(k: Kernel, pid: Pid, need: Need) -> Granted | Busy | Over:
     return Granted(ever, over)
 
 
-def release(k: Kernel, pid: Pid) -> list[Pid]:
-    """The call has ended, landed or not. Returns whose limits have become wider by that."""
-    if pid not in k.holds:
-        return []
+def release(k: Kernel, pid: Pid) -> None:
+    """The call has ended, landed or not: nothing is reserved for it any more."""
     k.hold(pid, NOTHING)
-    return [p.pid for p in lineage(k, pid)]
+
+
+def overdrawn(k: Kernel, pid: Pid) -> Over | None:
+    """The hard limit that what is reserved does not fit into any more; None while all do."""
+    for p in lineage(k, pid):
+        for resource in SPENT if _is_bound(p) else ():
+            hard = _hard(limit := bound(k, p, resource), resource)
+            wanted = _counted(k.total(p.pid) + k.held.get(p.pid, NOTHING), resource)
+            if hard is not None and limit.hard is not None and wanted > hard:
+                return Over(p.pid, resource, limit.hard)
+    return None
 
 
 # --- soft limits ------------------------------------------------------------------------------------
@@ -343,6 +351,15 @@ def space(k: Kernel, pid: Pid, size: int, fds: int = 1) -> None:
     for p in lineage(k, pid):
         for resource, more in (("fds", fds), ("fd_bytes", size)) if _is_bound(p) else ():
             _fits(k, bound(k, p, resource), resource, more, p)
+
+
+def has_space(k: Kernel, pid: Pid, size: int) -> bool:
+    """Is there room for a descriptor of so many bytes?"""
+    try:
+        space(k, pid, size)
+    except KernelError:
+        return False
+    return True
 
 
 def space_at_birth(k: Kernel, birth: Pid, own: Mapping[str, Limit], size: int) -> None:

@@ -266,7 +266,6 @@ def end_run(
 
 def land(k: Kernel, p: Proc, reply: Reply, begun: tuple[ToolUseId, ...] = ()) -> Proc:
     """The model's answer becomes a message (`_landed`), and what it cost counts for all above."""
-    k.hold(p.pid, NOTHING)
     _landed(k, p, reply, begun)
     limits.notice(k, p.pid)
     return k.proc(p.pid)

@@ -492,10 +492,12 @@ class Kernel:
         self.loose: list[Event] = []  # events that are shown and not stored
 
     def proc(self, pid: int) -> Proc:
-        """The process of a pid; ESRCH when there is none."""
+        """The process of a pid; ESRCH when there is none, EPERM for init: it has no conversation."""
         try:
             return self.procs[Pid(pid)]
         except KeyError:
+            if pid == INIT:
+                raise KernelError(Errno.EPERM, "process 1 is the daemon itself", pid=pid) from None
             raise KernelError(Errno.ESRCH, f"no such process: {pid}", pid=pid) from None
 
     def image(self, proc: Proc) -> Image:

@@ -12,7 +12,8 @@ Cache markers stand in no stored bytes: they are put in as a body is made, where
 - the last tool and the system prompt, for all processes of a program, and for another program's same tools;
 - the end of the request before, if the turn since then is so long that looking back from the end would not
   find it;
-- what stands before the last text: forks of one history, and a goto's new beginnings, share exactly that;
+- what stands before the last text, and before the answers to forks beside it: forks of one history, and a
+  goto's new beginnings, share exactly that;
 - the end, which moves along by itself (top level). With both of the middle ones, the last tool goes without.
 """
 
@@ -34,6 +35,8 @@ _THINKING = frozenset({"thinking", "redacted_thinking"})
 _RESULT = b'"type":"tool_result"'  # quotes inside a JSON string are escaped, so no text holds this
 _TYPE = b'"type"'  # every block has one, so there are at least as many as blocks
 _TEXT = b',{"type":"text",'  # as history.text_block begins, after another block
+_CHILD = b'"content":"pid 0: you are the child of a fork.'  # as kernel/proc.py words it
+_SIBLINGS = b'"content":"made by your parent: pids '
 _NEAR = 18  # blocks that looking back (20) surely spans
 _MARKED = frozenset({"text", "tool_use", "server_tool_use"})  # an assistant's blocks that can be marked
 
@@ -119,6 +122,13 @@ def changed(before: Image, now: Image) -> str:
 def lifetime(image: Image) -> float:
     """Seconds for which a program's prompts are kept in the cache after their last use."""
     return 3600.0 if b'"1h"' in image.suffix else 300.0
+
+
+def with_max_tokens(prefix: bytes, old: int, new: int) -> bytes:
+    """The beginning of a body with another bound of the answer; nothing else in it changes."""
+    before, found, after = prefix.partition(b'"max_tokens":%d' % old)
+    assert found, "a request without max_tokens"
+    return b'%b"max_tokens":%d%b' % (before, new, after)
 
 
 def user_text(text: str) -> bytes:
@@ -253,7 +263,17 @@ def _before_text(node: Node, content: bytes, began: int, end: _Place) -> _Place:
     if node.role != "user" or not node.text:
         return _Place()
     beside = content.rfind(_TEXT)
-    return end if beside < 0 else _Place(began + beside)
+    if _CHILD in content:
+        beside = _before_forks(content[: max(beside, 0)])
+    return end if beside <= 0 else _Place(began + beside)
+
+
+def _before_forks(results: bytes) -> int:
+    """Where the answers to forks begin, if they come last: parent, children and siblings differ in those."""
+    blocks = _raws(b"[" + results + b"]")
+    while blocks and (_CHILD in bytes(blocks[-1]) or _SIBLINGS in bytes(blocks[-1])):
+        blocks.pop()
+    return len(b",".join(map(bytes, blocks)))
 
 
 def _can_be_marked(content: bytes) -> bool:

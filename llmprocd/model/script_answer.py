@@ -253,6 +253,15 @@ def text_content(text: str) -> Content:
     return Content(head | {"text": text}, head, deltas, tokens(text))
 
 
+def cited_content(value: Json) -> Content:
+    """A text with the sources of what it says."""
+    plain = text_content(value["text"])
+    sources = tuple({"type": "citations_delta", "citation": one} for one in value["citations"])
+    return Content(
+        value, {"type": "text", "text": "", "citations": []}, (*plain.deltas, *sources), plain.tokens
+    )
+
+
 def thinking_content(text: str, signature: str) -> Content:
     head = {"type": "thinking", "thinking": "", "signature": ""}
     words = [{"type": "thinking_delta", "thinking": word} for word in WORD.findall(text)]
@@ -276,7 +285,7 @@ def block_content(value: Json, request: Request, name: str) -> Content:
     """A block given as it is: streamed by deltas where the API has them, else whole at its start."""
     kind = value["type"]
     if kind == "text" and isinstance(value.get("text"), str):
-        return text_content(value["text"])
+        return cited_content(value) if value.get("citations") else text_content(value["text"])
     if kind == "thinking" and isinstance(value.get("thinking"), str):
         return thinking_content(value["thinking"], str(value.get("signature") or ""))
     if kind in {"tool_use", "server_tool_use"}:

@@ -46,7 +46,7 @@ LATER_KEYS: Mapping[Key, tuple[str, ...]] = {
     ("tools",): ("mcp", "functions"),
     ("env_info",): ("commands", "file_map_root", "file_map_max_files", "file_map_show_size"),
 }
-RESERVED = ("model", "messages", "system", "tools", "stream", "cache_control")
+RESERVED = ("model", "messages", "system", "tools", "stream")
 
 ALIAS = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")

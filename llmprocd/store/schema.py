@@ -68,6 +68,7 @@ def connect(path: str, steps: Sequence[Step] = MIGRATIONS) -> apsw.Connection:
     """
     _load_checksums()
     try:
+        _make_private(path)
         db = apsw.Connection(path, vfs=VFS)
         if db.pragma("page_count"):
             _check(db, path, len(steps))
@@ -77,9 +78,14 @@ def connect(path: str, steps: Sequence[Step] = MIGRATIONS) -> apsw.Connection:
             db.pragma(pragma, value)
         db.wal_autocheckpoint(0)
         _migrate(db, path, steps)
-    except apsw.Error as error:
+    except (apsw.Error, OSError) as error:
         raise StoreFailed(f"{path} cannot be opened: {error}") from error
     return db
+
+
+def _make_private(path: str) -> None:
+    """Make the file for its owner alone; SQLite gives its log the same permissions."""
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
 
 
 def connect_reader(path: str) -> apsw.Connection:

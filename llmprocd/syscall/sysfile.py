@@ -27,6 +27,8 @@ LOOK_S = 0.1
 def sys_fd_list(m: Machine, caller: Caller, call: calls.FdList) -> calls.FdTable:
     """Open descriptors; without a pid those of all processes that are living or not collected."""
     require(m.kernel, caller, Access.READ, call.pid)
+    if call.pid == INIT and caller.proc is None:
+        return calls.FdTable([])
     if call.pid is not None:
         return calls.FdTable(table(m, m.kernel.proc(call.pid)))
     procs = [
@@ -82,6 +84,8 @@ async def sys_fd_read(m: Machine, caller: Caller, call: calls.FdRead) -> calls.D
     """Bytes of a descriptor; exact for any content."""
     require(m.kernel, caller, Access.READ, call.pid)
     file = opened(m, call.pid, call.fd)
+    if (call.grep is not None) + (call.page is not None) + (call.line is not None) > 1:
+        raise KernelError(Errno.EINVAL, "page, line, grep: only one of them")
     if call.grep is not None:
         return await _grep(m, call, file)
     if call.page is not None or call.line is not None:

@@ -3,7 +3,7 @@
 import math
 
 from llmprocd.abi import calls
-from llmprocd.abi.types import Access, MessageId, message_id
+from llmprocd.abi.types import INIT, Access, MessageId, message_id
 from llmprocd.kernel import history
 from llmprocd.kernel.state import Node
 from llmprocd.machine import Machine
@@ -15,6 +15,8 @@ ENOUGH = 10_000
 async def sys_history(m: Machine, caller: Caller, call: calls.History) -> calls.HistoryList:
     """The path to the head, or every branch."""
     require(m.kernel, caller, Access.READ, call.pid)
+    if call.pid == INIT and caller.proc is None:
+        return calls.HistoryList(None, [])
     p = m.kernel.proc(call.pid)
     head = f"m{p.head}" if p.head is not None else None
     after = message_id(call.after, "after") if call.after else MessageId(0)

@@ -83,6 +83,8 @@ def _copy(source: str, target: str) -> int:
 def _spawn(m: Machine, caller: Caller, call: calls.Spawn, stdin: File | None) -> calls.Spawned:
     if call.cwd and not call.cwd.startswith("/"):
         raise KernelError(Errno.EINVAL, f"cwd: {call.cwd!r} is no absolute path")
+    if call.cwd and not os.path.isdir(call.cwd):  # noqa: PTH112 - pathlib's raises for what cannot be seen
+        raise KernelError(Errno.ENOENT, f"cwd: {call.cwd} is no folder")
     k = m.begin()
     image = m.image_of(call.program, call.cwd or "/", call.env)
     bounds = {**dict(image.limits), **limits.parse_all(call.limits)}
@@ -493,6 +495,8 @@ def sys_exec(m: Machine, caller: Caller, call: calls.Exec) -> calls.Empty:
 def sys_limits(m: Machine, caller: Caller, call: calls.Limits) -> calls.LimitList:
     """Show limits, after changing some."""
     require(m.kernel, caller, Access.READ, call.pid)
+    if call.pid == INIT and caller.proc is None and not call.set:
+        return calls.LimitList([])
     p = m.kernel.proc(call.pid)
     if call.set:
         require_user(caller)

@@ -278,7 +278,11 @@ class ScriptedDaemon:
         return {
             "version": "0.1.0", "pid": os.getpid(), "boot_id": "b", "uptime_s": 7383.0, "socket": self.path,
             "state_dir": "/nowhere", "procs": {"running": 3, "sleeping": 12}, "usage": USAGE, "cost_usd": 1.2,
-            "scheduler": [],
+            "scheduler": [
+                {"endpoint": "anthropic", "running": 3, "waiting": 12, "slots": 50, "held_s": 10.4,
+                 "rpm": 50, "rpm_left": 12, "itpm": 30_000, "itpm_left": 0, "otpm": None, "otpm_left": None},
+                {"endpoint": "http://127.0.0.1:8041", "running": 0, "waiting": 0, "slots": 4, "held_s": 0.0},
+            ],
         }  # fmt: skip
 
     def sys_reload(self):

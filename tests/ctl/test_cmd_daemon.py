@@ -1,5 +1,5 @@
 """`daemon`, and the daemon that is started when none answers."""
-# ruff: noqa: ARG001, PTH115, PTH116, PTH208
+# ruff: noqa: PTH115, PTH116, PTH208
 
 import json
 import os
@@ -46,6 +46,15 @@ def test_daemon_start(startable):
     assert startable("daemon", "start").status == 0
     assert starts(startable) == 1
     assert os.stat(Path(startable.path).parent).st_mode & 0o777 == 0o700
+
+
+def test_daemon_status_shows_the_endpoints(startable):
+    """Slots, who waits, how long it is held, and what is left of the limits that are known."""
+    startable("daemon", "start")
+    assert startable("daemon", "status").lines[1:] == [
+        "  anthropic: 3 of 50 slots, 12 waiting, held for 11s, rpm 12 of 50 left, itpm 0 of 30k left",
+        "  http://127.0.0.1:8041: 0 of 4 slots, 0 waiting",
+    ]
 
 
 @pytest.mark.parametrize("words", [("spawn", "demo", "hi"), ("run", "-n", "demo", "hi")])

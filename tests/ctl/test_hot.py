@@ -16,6 +16,8 @@ from llmprocctl import _hot, cli, table
 WORDS = ["7", "%coder", "fd:3", "demo", "-", "", "check", "a b", "m9", "10", "-5", "start", "é", "wall=10m"]
 VALUES = {
     "int": ["3", "-1", "x"],
+    "count": ["3", "-1", "x"],
+    "nice": ["19", "-20", "20", "x"],
     "duration": ["10m", "3", "x"],
     "text": [*WORDS, "--all"],
     "many": [*WORDS, "K=V"],

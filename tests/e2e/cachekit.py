@@ -3,6 +3,7 @@
 from typing import Any
 
 from e2ekit import Strict
+
 from llmprocd.model import script_cache
 from llmprocd.model.script_cache import PromptCache, PromptUsage
 
@@ -53,7 +54,9 @@ def all_read(strict: Strict, at_least: int) -> list[Seen]:
     """
     requests = seen(strict)
     for number, one in enumerate(requests):
-        assert one.share >= 0.95, f"request {number}: {one.read} of {one.common} tokens read: {one.body[-300:]}"
+        assert one.share >= 0.95, (
+            f"request {number}: {one.read} of {one.common} tokens read: {one.body[-300:]}"
+        )
     assert sum(one.common >= LEAST for one in requests) >= at_least
     return requests
 

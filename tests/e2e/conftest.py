@@ -5,7 +5,6 @@ nothing, and no process of the test is left.
 """
 
 import pytest
-
 from e2ekit import Daemon, Strict
 
 
@@ -44,10 +43,24 @@ def client(daemon):
 
 
 @pytest.fixture
-def fresh(strict, tmp_path):
-    """A daemon of the test's own, started by it; the strict endpoint must have refused nothing."""
+def build(strict, tmp_path):
+    """Makes daemons of the test's own, to be started by it. Takes the text of a config, and an endpoint."""
     strict.reset()
-    daemon = Daemon(tmp_path / "fresh", strict.url)
-    yield daemon
-    daemon.close()
+    made = []
+
+    def build(config="", url=strict.url):
+        made.append(Daemon(tmp_path / f"daemon{len(made)}", url))
+        if config:
+            made[-1].config.write_text(config)
+        return made[-1]
+
+    yield build
+    for daemon in made:
+        daemon.close()
+
+
+@pytest.fixture
+def fresh(build, strict):
+    """A daemon of the test's own; the strict endpoint must have refused nothing."""
+    yield build()
     assert strict.refusals() == [], "the endpoint refused what a process sent"

@@ -80,7 +80,7 @@ def test_a_file_with_a_model_is_a_program(folder):
     assert (found.system, found.user_prompt, found.tools, found.links) == ("", "", (), ())
     assert (found.max_iterations, found.caching, found.child_access) == (10, True, Access.WRITE)
     assert found.paging == Paging()
-    assert found.wall == Limit()
+    assert found.limits == ()
 
 
 def test_an_executable_file_may_begin_with_an_interpreter_line(folder):
@@ -191,7 +191,7 @@ def test_tools_can_be_renamed_and_redefined(folder):
 )
 def test_a_wall_limit_is_a_duration(folder, wall, limit):
     """A number is seconds, a pair is soft and hard."""
-    assert program(folder, f"{MODEL}[limits]\nwall = {wall}\n").wall == limit
+    assert program(folder, f"{MODEL}[limits]\nwall = {wall}\n").limits == (("wall", limit),)
 
 
 @pytest.mark.parametrize(
@@ -285,7 +285,7 @@ FAULTS = {
     "[sandbox]\nprofile = 'none'": "4: sandbox: not supported by this version",
     "[tools]\nmcp.github = 'all'": "5: tools.mcp: not supported by this version",
     "[tools]\nfunctions = ['a:b']": "5: tools.functions: not supported by this version",
-    "[limits]\nturns = 5": "5: limits.turns: not supported by this version",
+    "[limits]\nturns = 1.5": "5: limits.turns: 1.5 is no number (they look like 50, 200k)",
     "[limits]\nwal = 5": "5: limits.wal: unknown key; did you mean wall?",
     "[env_info]\ncommands = ['id']": "5: env_info.commands: not supported by this version",
     "[env_info]\nvariables = ['file_map']": (

@@ -71,6 +71,7 @@ def test_an_image_holds_what_the_program_says():
         max_iterations=3,
         child_access=Access.READ,
         caching=False,
+        max_tokens=5,
     )
     assert sent(made) == {
         "model": "m",

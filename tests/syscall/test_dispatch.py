@@ -158,7 +158,7 @@ async def test_what_is_no_map_is_einval(machine, params):
     ("field", "value", "words"),
     [
         ("limits", {"wall": "soon"}, ["limits.wall", "'soon'", "90s, 10m, 2h"]),
-        ("limits", {"wall": "9:5"}, ["limits.wall", "over the hard one"]),
+        ("limits", {"wall": "9:5"}, ["limits.wall", "above the hard one"]),
         ("limits", {"wall": -1}, ["limits.wall"]),
         ("limits", {"wall": True}, ["limits.wall"]),
         ("limits", {"wall": None}, ["limits.wall"]),

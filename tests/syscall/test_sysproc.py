@@ -9,6 +9,7 @@ from machinekit import refused, running, script, table
 
 from llmprocd.abi.errno import Errno
 from llmprocd.abi.types import Access
+from llmprocd.kernel.state import Limit
 
 # --- spawn ------------------------------------------------------------------------------------------
 
@@ -26,7 +27,7 @@ async def test_a_spawn_gives_the_process_what_was_asked_for(machine):
     )
     p = machine.proc(pid)
     assert (p.name, p.cwd, p.env, p.nice, p.access) == ("worker", "/tmp", {"A": "1"}, 5, Access.WRITE)
-    assert (p.wall.soft, p.wall.hard) == (60, 3600)
+    assert p.limits == {"wall": Limit(60, 3600)}
     assert (p.ppid, p.birth, p.family, p.uid, p.input_open) == (1, 1, pid, machine.m.uid, True)
 
 
