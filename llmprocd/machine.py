@@ -235,7 +235,11 @@ class Machine:
         """Files that an earlier life's commands were writing to grow no more."""
         k = self.begin()
         for file in [file for file in k.files.values() if file.disk and not file.complete]:
-            k.put_file(msgspec.structs.replace(file, size=self.pager.size(file), complete=True))
+            try:
+                size = self.pager.size(file)
+            except FileNotFoundError:  # its contents were not on disk yet when the power went
+                size = 0
+            k.put_file(msgspec.structs.replace(file, size=size, complete=True))
         self.commit("boot")
 
     def _react(self, proc: Proc) -> None:

@@ -11,8 +11,8 @@ client talk to it in process; script_http.py serves it:
 # What governs an answer
 
 The latest *user text*: of the last user message that has a text block, the last text block alone, without
-`[m12] ` markers in front; a `<context_notice>` is none. Its lines that begin with `!` and a word are *directives*; other lines mean
-nothing. A text without directives leaves the word to `<script>...</script>` in the system prompt, then to the
+`[m12] ` markers in front; a `<context_notice>` is none. Its lines that begin with `!` and a word are
+*directives*; other lines mean nothing. A text without directives leaves the word to `<script>...</script>` in the system prompt, then to the
 endpoint's own script (`--script FILE`). Without any script the answer is `You said: TEXT`, with a thinking
 block before it if `thinking.display` is `summarized`; if `tool_choice` asks for a tool, it is a call of that
 one, or of the first, with the smallest input its schema requires.
@@ -86,7 +86,7 @@ import hashlib
 import os
 import sys
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, cast
 
 import msgspec
@@ -141,6 +141,7 @@ class Engine:
         seed: makes the ids the same in each run; None makes them the only ones of their kind.
         keep_bytes: how much of what was received `requests` remembers; the newest request always stays.
         window: tokens that prompt and answer may have together.
+        without: fields and paths that this endpoint does not have: "diagnostics", "count_tokens", "models".
     """
 
     def __init__(
@@ -152,12 +153,14 @@ class Engine:
         seed: bytes | None = None,
         keep_bytes: int = KEEP_BYTES,
         window: int = WINDOW,
+        without: Collection[str] = (),
     ) -> None:
         self.script = script
         self.key = key
         self.rate_limit = rate_limit
         self.keep_bytes = keep_bytes
         self.window = window
+        self.without = frozenset(without)
         self.books = Books()
         self.requests: list[Received] = []
         self.refusals: list[str] = []
@@ -213,6 +216,8 @@ class Engine:
 
     def _route(self, method: str, path: str, headers: dict[str, str], body: bytes, now: float) -> Answer:
         self._check_key(headers)
+        if self.without.intersection(path.split("/")):
+            raise ApiError(404, "not_found_error", "Not Found")
         if path == "/v1/messages" and method == "POST":
             self._check_rate(now)
             return self._messages(body, now)
@@ -226,6 +231,8 @@ class Engine:
 
     def _messages(self, body: bytes, now: float) -> Answer:
         request = script_rules.parse(body)
+        for name in self.without.intersection(request):
+            script_rules.refuse(f"{name}: Extra inputs are not permitted")
         script_rules.check_create(request)
         script_rules.check_signatures(request)
         prompt = script_cache.prompt_of(body)

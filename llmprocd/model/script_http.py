@@ -180,6 +180,9 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--require-key", metavar="KEY", help="any other key is refused")
     parser.add_argument("--window", type=int, default=WINDOW, metavar="N", help="tokens of the window")
+    parser.add_argument(
+        "--without", action="append", default=[], metavar="NAME", help="diagnostics, count_tokens or models"
+    )
     parser.add_argument("--rate-limit", type=positive, metavar="N", help="requests a second before 429")
     options = parser.parse_args(argv)
     script = options.script.read_text() if options.script else ""

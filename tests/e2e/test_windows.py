@@ -197,3 +197,23 @@ def test_an_unknown_model_has_no_window(client):
     pid = client.spawn(program(model={"name": "some-model"}), interactive=True)
     client.run(pid, "!say hi")
     assert client.get(pid)["context_window"] is None
+
+
+def test_an_endpoint_that_has_none_of_it_is_as_good(tmp_path):
+    """No list of models, no counting, no diagnostics: table and estimate stand in, and the calls go on."""
+    endpoint = Strict("--without", "models", "--without", "count_tokens", "--without", "diagnostics")
+    daemon = Daemon(tmp_path / "bare", endpoint.url)
+    daemon.config.write_text(daemon.config.read_text() + '[windows]\n"claude-sonnet-5-5" = 3000\n')
+    daemon.start()
+    with daemon.client() as client:
+        pid = client.spawn(TALK, interactive=True)
+        fill(client, pid, 0.8 * 3000)
+        assert client.run(pid, "!say told")["message"] == "told"
+        assert len(notices(endpoint.bodies()[-1])) == 1
+        assert client.get(pid)["reason"] == ""
+        client.signal(pid, "KILL")
+    asked = [one for one in endpoint.requests() if "diagnostics" in one["body"]]
+    assert len(asked) == len([text for text in endpoint.refusals() if "diagnostics" in text]) == 1
+    assert counted(endpoint) == 1
+    daemon.close()
+    endpoint.close()

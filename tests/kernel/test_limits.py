@@ -220,7 +220,7 @@ def test_without_a_limit_a_call_has_all_that_it_wants():
     ],
 )
 def test_a_call_gets_what_is_left(bound, granted):
-    """A shorter answer where that is enough; none where not even the least of it fits. 10 $ a million tokens."""
+    """A shorter answer where that is enough; none where not even the least fits. At 10 $ a million tokens."""
     w = World()
     pid = w.spawn(limits=hard(**bound))
     price = 10 * NANO
