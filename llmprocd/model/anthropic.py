@@ -384,7 +384,7 @@ def _refused(name: str, fault: "anthropic.APIStatusError") -> ModelError:
     kind = _KINDS.get(status) or ("invalid_request_error" if status < 500 else "api_error")
     said = fault.api_message if isinstance(fault.api_message, str) else fault.response.text
     request = f" (request {sse.plain(fault.request_id)})" if fault.request_id else ""
-    text = f"{name} answered {status} {kind}: {sse.plain(said) or 'nothing more'}{request}"
+    text = f"{name} answered {status} {kind}: {sse.described(said) or 'nothing more'}{request}"
     now = time.time()
     wait = retry_after(headers, now)
     if wait is None and status == 429:

@@ -12,10 +12,10 @@ client talk to it in process; script_http.py serves it:
 
 The latest *user text*: of the last user message that has a text block, the last text block alone, without
 `[m12] ` markers in front; a `<context_notice>` is none. Its lines that begin with `!` and a word are
-*directives*; other lines mean nothing. A text without directives leaves the word to `<script>...</script>` in the system prompt, then to the
-endpoint's own script (`--script FILE`). Without any script the answer is `You said: TEXT`, with a thinking
-block before it if `thinking.display` is `summarized`; if `tool_choice` asks for a tool, it is a call of that
-one, or of the first, with the smallest input its schema requires.
+*directives*; other lines mean nothing. A text without directives leaves the word to `<script>...</script>` in
+the system prompt, then to the endpoint's own script (`--script FILE`). Without any script the answer is
+`You said: TEXT`, with a thinking block before it if `thinking.display` is `summarized`; if `tool_choice`
+asks for a tool, it is a call of that one, or of the first, with the smallest input its schema requires.
 
 Each directive is one *step*: one answer, one turn. The number of the step is the number of assistant messages
 after the governing text (a pause that was continued counts as one more). After the last step every answer is

@@ -186,7 +186,13 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--rate-limit", type=positive, metavar="N", help="requests a second before 429")
     options = parser.parse_args(argv)
     script = options.script.read_text() if options.script else ""
-    engine = Engine(script, key=options.require_key, rate_limit=options.rate_limit, window=options.window)
+    engine = Engine(
+        script,
+        key=options.require_key,
+        rate_limit=options.rate_limit,
+        window=options.window,
+        without=options.without,
+    )
     trio.run(run, engine, options.port, options.host)
     return 0
 

@@ -8,6 +8,7 @@ Law: a stream that ends is no answer that finished: only `message_stop` makes on
 Deltas are for showing. What counts is `Turn.reply()`, or after an interruption `Turn.partial()`.
 """
 
+import re
 from collections.abc import Callable, Container
 
 import msgspec
@@ -44,6 +45,7 @@ _DELTAS = frozenset(
 _UNDECODABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 _LONGEST_LINE = 64 * 2**20  # bytes; an endless line is no event stream
 _FIELDS = (b"event:", b"id:", b"retry:", b":")
+_TITLE = re.compile(r"<title[^>]*>([^<]*)", re.IGNORECASE)
 _SHOWN = 400  # characters of a foreign answer that an error repeats
 
 _FAILURES: dict[str, tuple[Errno, bool, bool]] = {  # error type -> errno, again, shared
@@ -81,6 +83,14 @@ def failure(kind: str, text: str, retry_after: float | None = None) -> ModelErro
     if errno is Errno.EINVAL and any(words in text.lower() for words in _TOO_LONG):
         errno = Errno.E2BIG
     return ModelError(errno, text, again=again, retry_after=retry_after, shared=shared)
+
+
+def described(text: str) -> str:
+    """What somebody answered who speaks another language, for people: a web page is told by its title."""
+    if not text.lstrip()[:64].lower().startswith(("<!doctype html", "<html")):
+        return plain(text)
+    title = _TITLE.search(text[: 8 * _SHOWN])
+    return f'a web page, "{plain(title[1])}"' if title and title[1].strip() else "a web page"
 
 
 def plain(text: str) -> str:
@@ -312,7 +322,7 @@ class Turn:
         strange = self._strange + b"".join(self._rest)
         if self._begun or not strange:
             raise ModelError(Errno.EIO, "the stream ended early", again=True)
-        shown = plain(strange.decode(errors="replace"))
+        shown = described(strange.decode(errors="replace"))
         raise ModelError(Errno.EPROTO, f"the endpoint answered something that is no event stream: {shown}")
 
     def partial(self) -> Reply:
@@ -492,7 +502,7 @@ def _is_kept(block: _Block, answered: Container[bytes]) -> bool:
 
 
 def _newer(new: int | None, old: int) -> int:
-    return old if new is None else new
+    return old if new is None or new < 0 else new
 
 
 def _string(raw: bytes) -> str:

@@ -1,9 +1,10 @@
 """What the end-to-end tests share: a strict endpoint, a daemon as a user starts it, and a small client.
 
 Law: every conversation that any test produces is accepted. When a test ends, the endpoint must have refused
-nothing, and no process of the test is left.
+nothing, an OpenAPI file that others wrote finds no fault with what was sent, and no process of the test is left.
 """
 
+import openapi
 import pytest
 from e2ekit import Daemon, Strict
 
@@ -33,6 +34,7 @@ def daemon(house, strict):
     with house.client() as client:
         house.sweep(client)
     assert strict.refusals() == [], "the endpoint refused what a process sent"
+    assert openapi.faults(strict.bodies()) == [], "the API's own description refuses what a process sent"
 
 
 @pytest.fixture

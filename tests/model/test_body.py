@@ -6,11 +6,13 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from llmprocd.abi.errno import Errno, KernelError
 from llmprocd.abi.types import MessageId, ToolUseId
+from llmprocd.kernel import proc
 from llmprocd.kernel.state import Image, Node, ToolResult
-from llmprocd.model.body import Transcript, prefix, tool_results, user_text
+from llmprocd.model.body import Transcript, changed, counted, diagnostics, prefix, tool_results, user_text
 
 THINKS = b'{"type":"thinking","thinking":"hm","signature":"s"}'
 REDACTED = b'{"type":"redacted_thinking","data":"x"}'
@@ -24,7 +26,7 @@ def node(role, body, model="m", thinks=False):
 
 def image(model="m", caching=True):
     before, after = prefix(model, {"max_tokens": 5}, "be good", [], caching)
-    return Image(program="p", path="", model=model, provider="script", prefix=before, suffix=after)
+    return Image("p", "", model, "script", before, after, caching=caching)
 
 
 def messages(*nodes, model="m"):
@@ -167,3 +169,135 @@ def test_a_snapshot_does_not_change():
     before = b"".join(pieces)
     transcript.append(node("assistant", SAID))
     assert b"".join(pieces) == before
+
+
+# --- cache markers ----------------------------------------------------------------------------------
+
+MARK = b',"cache_control":{"type":"ephemeral"}'
+
+
+def words(text):
+    """A user's own words."""
+    return Node(MessageId(1), None, "user", user_text(text), text=True)
+
+
+def said(*texts):
+    return node("assistant", b",".join(user_text(text) for text in texts))
+
+
+def asks(count):
+    blocks = (b'{"type":"tool_use","id":"t%d","name":"bash","input":{}}' % i for i in range(count))
+    return node("assistant", b",".join(blocks))
+
+
+def results(count, text=""):
+    """The answers of some calls, and beside them a text."""
+    answers = tool_results([ToolResult(ToolUseId(f"t{i}"), "x") for i in range(count)])
+    body = answers + b"," + user_text(text) if text else answers
+    return Node(MessageId(1), None, "user", body, text=bool(text))
+
+
+def marked(*nodes, tools=True, caching=True):
+    """Where the markers stand: a tool, the system prompt, message.block counted from 0, and the end."""
+    offered = [{"name": "bash", "description": "d", "input_schema": {"type": "object"}}] if tools else []
+    before, after = prefix("m", {"max_tokens": 5}, "be good", offered, caching)
+    whole = image(caching=caching)
+    whole = replace(whole, prefix=before, suffix=after)
+    body = json.loads(b"".join(Transcript.of(nodes, "m").pieces(whole)))
+    found = ["tool"] if "cache_control" in body.get("tools", [{}])[-1] else []
+    found += ["system"] if "cache_control" in body["system"][0] else []
+    for i, message in enumerate(body["messages"]):
+        found += [f"{i}.{j}" for j, block in enumerate(message["content"]) if "cache_control" in block]
+    return [*found, "end"] if "cache_control" in body else found
+
+
+def test_the_first_message_needs_no_marker_of_its_own():
+    """Tools, system prompt and the end."""
+    assert marked(words("a")) == ["tool", "system", "end"]
+
+
+def test_what_stands_before_the_last_text_is_marked():
+    """Siblings of a fork share it."""
+    assert marked(words("a"), said("b"), words("c")) == ["tool", "system", "1.0", "end"]
+    assert marked(words("a"), words("b")) == ["tool", "system", "0.0", "end"]
+    assert marked(words("a"), asks(2), results(2, "task")) == ["tool", "system", "2.1", "end"]
+
+
+def test_tool_results_alone_need_none():
+    """Looking back from the end finds the request before."""
+    assert marked(words("a"), asks(2), results(2)) == ["tool", "system", "end"]
+
+
+@pytest.mark.parametrize(("calls", "far"), [(9, False), (10, True), (40, True)])
+def test_the_request_before_is_marked_when_it_is_out_of_sight(calls, far):
+    """Looking back spans 20 blocks."""
+    assert marked(words("a"), asks(calls), results(calls)) == ["tool", "system", *["0.0"] * far, "end"]
+
+
+def test_with_both_the_tool_goes_without():
+    """Four markers are the most; the system prompt's covers the tools."""
+    assert marked(words("a"), asks(12), results(12, "task")) == ["system", "0.0", "2.11", "end"]
+    assert marked(words("a"), said(*"abcdefghijklmnopqrst"), words("c")) == ["system", "0.0", "1.19", "end"]
+
+
+def test_the_answers_to_forks_are_left_to_differ():
+    """Parent and children share what was answered before them; the words are the kernel's own."""
+    own, other = proc.YOU_ARE_THE_CHILD, "made by your parent: pids 7, 8"
+    answers = [ToolResult(ToolUseId(f"t{i}"), text) for i, text in enumerate(["x", own, other])]
+    child = Node(MessageId(1), None, "user", tool_results(answers) + b"," + user_text("task"), text=True)
+    assert marked(words("a"), asks(3), child) == ["tool", "system", "2.0", "end"]
+    alone = Node(MessageId(1), None, "user", tool_results(answers[1:]) + b"," + user_text("t"), text=True)
+    assert marked(words("a"), asks(2), alone) == ["tool", "system", "1.1", "end"]
+
+
+def test_what_cannot_carry_a_marker_gets_none():
+    """Thinking, and kinds that are not known here."""
+    for last in (THINKS, b'{"type":"hologram"}'):
+        answer = node("assistant", SAID + b"," + last)
+        assert marked(words("a"), answer, words("b")) == ["tool", "system", "end"]
+
+
+def test_without_caching_nothing_is_marked():
+    """Not one byte of it."""
+    assert marked(words("a"), asks(12), results(12, "task"), caching=False) == []
+
+
+def test_markers_change_no_other_byte():
+    """Taken out, they leave the joined nodes."""
+    nodes = [words("a"), asks(12), results(12, "task")]
+    pieces = Transcript.of(nodes, "m").pieces(image())
+    bare = Transcript.of(nodes, "m").pieces(image(caching=False))
+    assert b"".join(pieces).replace(MARK, b"") == b"".join(bare)
+
+
+def test_what_a_request_says_for_itself_stands_at_its_end():
+    """The members of one request come after all that is the path's."""
+    body = b"".join(Transcript.of([words("a")], "m").pieces(image(), diagnostics("msg_1")))
+    assert json.loads(body)["diagnostics"] == {"previous_message_id": "msg_1"}
+    assert body.endswith(b',"diagnostics":{"previous_message_id":"msg_1"}}')
+
+
+def test_only_what_can_be_counted_is_sent_to_be_counted():
+    """No max_tokens, no stream, no marker of the end."""
+    body = json.loads(counted(Transcript.of([words("a")], "m").pieces(image())))
+    assert sorted(body) == ["messages", "model", "system"]
+
+
+@pytest.mark.parametrize(
+    ("part", "other"),
+    [
+        ("", {"parameters": {"max_tokens": 9}}),
+        ("model", {"model": "n"}),
+        ("tools", {"tools": [{"name": "b"}]}),
+        ("system", {"system": "t"}),
+        ("settings", {"parameters": {"thinking": {"type": "adaptive"}}}),
+    ],
+)
+def test_what_two_programs_do_not_share_is_named(part, other):
+    """The first that precedes the rest of the prompt."""
+
+    def made(model="m", parameters=None, system="s", tools=({"name": "a"},)):
+        before, after = prefix(model, parameters or {"max_tokens": 5}, system, list(tools), True)
+        return Image("p", "", model, "script", before, after)
+
+    assert changed(made(), made(**other)) == part
