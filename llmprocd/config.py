@@ -10,21 +10,29 @@ import msgspec
 from llmprocd.abi.errno import Errno, KernelError
 from llmprocd.kernel import limits
 from llmprocd.kernel.state import NANO, Limit
+from llmprocd.keys import Source
 from llmprocd.model import pricing
 from llmprocd.model.pricing import Price, Prices
 
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 Seconds = Annotated[float, msgspec.Meta(gt=0)]
+LOCAL_SLOTS = 2
+KEY_PLACES = "api_key_env, api_key_file or api_key_credential"
 Dollars = Annotated[float, msgspec.Meta(ge=0, le=1_000_000)]
 
 
 class EndpointTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One endpoint: the variable that holds its key, and what may be asked of it.
+    """One endpoint: where its key is, and what may be asked of it.
 
-    Its name is its URL, or `anthropic` for the default one.
+    Its name is its URL, or its provider's for a provider's own (`anthropic` is the default one).
     """
 
-    api_key_env: str = ""
+    api_key_env: str = ""  # a variable of the daemon's
+    api_key_file: str = ""  # a file that nobody else can read; absolute
+    api_key_credential: str = ""  # a systemd credential (LoadCredential=)
+    platform_credentials: bool = (
+        False  # a cloud's endpoint at this URL may be asked with the daemon's account
+    )
     slots: Positive | None = None  # model calls at once
     rpm: Positive | None = None  # requests in a minute
     itpm: Positive | None = None  # input tokens in a minute, those read from a cache not counted
@@ -70,10 +78,11 @@ def load(path: str) -> Config:
     try:
         found = msgspec.convert(tomllib.loads(Path(path).read_text(encoding="utf-8")), Config)
         limits.parse_all(found.limits)
+        _check(found.endpoints)
     except OSError as error:
         raise KernelError(Errno.ENOENT, f"{path}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError) as error:
-        raise KernelError(Errno.ENOEXEC, f"{path}: {error}") from None
+        raise KernelError(Errno.ENOEXEC, f"{path}: {_fault(str(error))}") from None
     except KernelError as error:
         raise KernelError(Errno.ENOEXEC, f"{path}: {error.text}") from None
     return found
@@ -84,9 +93,22 @@ def tree_limits(config: Config) -> dict[str, Limit]:
     return {**limits.DEFAULTS, **limits.parse_all(config.limits)}
 
 
+def local_slots(config: Config) -> int:
+    """How many answers the local model's server gives at once; each takes memory, and all share the cores."""
+    return config.endpoints.get("local", EndpointTable()).slots or LOCAL_SLOTS
+
+
 def prices(config: Config) -> Prices:
     """What models cost: as the config says, else as the table does."""
     return Prices({model: _price(table) for model, table in config.prices.items()})
+
+
+def _fault(text: str) -> str:
+    """A decoder's words as an operator reads them: the key first."""
+    text, _, where = text.partition(" - at `$.")
+    for theirs, ours in (("Object contains unknown field", "unknown key"), ("Expected `", "must be `")):
+        text = text.replace(theirs, ours)
+    return f"{where.rstrip('`')}: {text}" if where else text
 
 
 def _price(table: PriceTable) -> Price:
@@ -101,6 +123,26 @@ def _price(table: PriceTable) -> Price:
     return made if search is None else msgspec.structs.replace(made, search=search)
 
 
+def key_sources(config: Config) -> Mapping[str, Source]:
+    """Where each endpoint's key is."""
+    return {
+        name: Source(
+            table.api_key_env, table.api_key_file, table.api_key_credential, table.platform_credentials
+        )
+        for name, table in config.endpoints.items()
+    }
+
+
 def key_variables(config: Config) -> Mapping[str, str]:
     """The variable that holds each endpoint's key."""
     return {url: endpoint.api_key_env for url, endpoint in config.endpoints.items() if endpoint.api_key_env}
+
+
+def _check(endpoints: Mapping[str, EndpointTable]) -> None:
+    for name, table in endpoints.items():
+        if sum(map(bool, (table.api_key_env, table.api_key_file, table.api_key_credential))) > 1:
+            raise KernelError(Errno.ENOEXEC, f'endpoints."{name}": a key has one place: {KEY_PLACES}')
+        if table.api_key_file and not table.api_key_file.startswith("/"):
+            raise KernelError(Errno.ENOEXEC, f'endpoints."{name}".api_key_file: must be an absolute path')
+        if "/" in table.api_key_credential:
+            raise KernelError(Errno.ENOEXEC, f'endpoints."{name}".api_key_credential: must be a name')

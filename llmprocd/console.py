@@ -6,10 +6,12 @@ much it lost and goes on.
 """
 
 from bisect import bisect_right
-from collections import deque
-from collections.abc import Collection, Iterable
+from collections import Counter, deque
+from collections.abc import Collection, Generator, Iterable
+from contextlib import contextmanager
 
-from llmprocd.abi.events import Event
+from llmprocd.abi.events import FLEETING, Event
+from llmprocd.abi.types import Pid
 
 RING = 65_536
 
@@ -26,7 +28,28 @@ class Console:
         self._ring: list[Event] = []
         self._hidden: deque[tuple[int, Event]] = deque()  # (ticket, event), not durable yet
         self.visible = next_seq - 1  # the last number that a reader may have seen
-        self.readers = 0  # how many look at text as it comes
+        self.readers = 0  # how many look at all
+        self._looked_at: Counter[tuple[Pid | None, str]] = Counter()  # what they look at; None: all processes
+
+    @contextmanager
+    def reader(self, pids: Collection[int] | None, types: Collection[str] | None) -> Generator[None]:
+        """Somebody looks within the block: at these processes, at these types; None is all of them."""
+        whose = [None] if pids is None else [Pid(pid) for pid in set(pids)]
+        seen = [(pid, kind) for pid in whose for kind in FLEETING if types is None or kind in types]
+        self.readers += 1
+        self._looked_at.update(seen)
+        try:
+            yield
+        finally:
+            self.readers -= 1
+            for key in seen:
+                self._looked_at[key] -= 1
+                if not self._looked_at[key]:
+                    del self._looked_at[key]
+
+    def wanted(self, pid: Pid, kind: str) -> bool:
+        """Does anybody look at what is shown and not stored of a process? What nobody sees is not told."""
+        return (pid, kind) in self._looked_at or (None, kind) in self._looked_at
 
     @property
     def oldest(self) -> int:

@@ -1,4 +1,7 @@
-"""Keys: from the environment or a systemd credential into memory, and nowhere else.
+"""Keys: from the environment, a file or a systemd credential into memory, and nowhere else.
+
+Law: a key goes to the endpoint it is paired with, and to no other. An endpoint is known by its URL, or by
+the name of its provider where that provider has one of its own.
 
 A key that came by environment could be read in /proc/PID/environ for as long as the daemon runs. So it is
 handed over a pipe to a second execution of the same program, whose environment never had it; then the
@@ -9,13 +12,91 @@ import ctypes
 import json
 import os
 import resource
+import stat
 import sys
 from collections.abc import Collection, Mapping, MutableMapping
 from pathlib import Path
 
+import msgspec
+
+from llmprocd.abi.errno import Errno, KernelError
+
 HANDOVER = "LLMPROCD_KEYS_FD"
-ALWAYS = ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN")
+ACCOUNT = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+DEFAULTS = {  # the variable that holds the key of a provider's own endpoint
+    "anthropic": "ANTHROPIC_API_KEY",
+    "anthropic_aws": "ANTHROPIC_AWS_API_KEY",
+    "anthropic_foundry": "ANTHROPIC_FOUNDRY_API_KEY",
+    "anthropic_bedrock": "AWS_BEARER_TOKEN_BEDROCK",
+    "anthropic_bedrock_runtime": "AWS_BEARER_TOKEN_BEDROCK",
+}
+ALWAYS = (*dict.fromkeys(DEFAULTS.values()), "ANTHROPIC_AUTH_TOKEN", *ACCOUNT)
 PR_SET_DUMPABLE = 4
+LONGEST = 1 << 16
+"""Bytes of a key file."""
+
+
+class Source(msgspec.Struct, frozen=True):
+    """Where an endpoint's key is: in one of these. `account`: it may see what a cloud knows one by."""
+
+    variable: str = ""
+    file: str = ""
+    credential: str = ""
+    account: bool = False
+
+
+class Keyring:
+    """Which key goes to which endpoint.
+
+    Args:
+        environ: the daemon's; keys of variables that are paired later are taken out of it.
+        known: keys by variable.
+    """
+
+    def __init__(self, environ: MutableMapping[str, str], known: Mapping[str, str]) -> None:
+        self._environ = environ
+        self._known = dict(known)
+        self._sources: Mapping[str, Source] = {}
+        self._read: dict[str, str] = {}
+
+    def pair(self, sources: Mapping[str, Source]) -> None:
+        """Read the keys of these endpoints anew.
+
+        Raises:
+            KernelError: ENOENT or EACCES: a file or credential is not there, or others can read it. The old
+                pairs stay.
+        """
+        read = {endpoint: _read(self._environ, source) for endpoint, source in sources.items()}
+        for source in sources.values():
+            if source.variable not in self._known and self._environ.get(source.variable):
+                self._known[source.variable] = self._environ.pop(source.variable)
+        self._sources = sources
+        self._read = {endpoint: key for endpoint, key in read.items() if key}
+
+    def key(self, endpoint: str, variable: str = "") -> str | None:
+        """The key that an endpoint is paired with.
+
+        Args:
+            endpoint: a URL, or a provider for its own endpoint.
+            variable: the only one it may come from, if the program names one for a URL.
+        """
+        source, own = self._sources.get(endpoint, Source()), endpoint in DEFAULTS
+        if variable and variable != source.variable and not own:
+            return None
+        if endpoint in self._read:
+            return self._read[endpoint]
+        return self._known.get(source.variable or DEFAULTS.get(endpoint, ""))
+
+    def account(self, endpoint: str) -> Mapping[str, str] | None:
+        """What a cloud knows its users by, for an endpoint that may see it: a URL only if it is paired."""
+        if "://" in endpoint and not self._sources.get(endpoint, Source()).account:
+            return None
+        return {name: self._known[name] for name in ACCOUNT if name in self._known}
+
+    @property
+    def secrets(self) -> list[str]:
+        """All that must not be told."""
+        return [*self._known.values(), *self._read.values()]
 
 
 def take(environ: MutableMapping[str, str], variables: Collection[str]) -> dict[str, str]:
@@ -45,6 +126,35 @@ def credential(environ: Mapping[str, str], name: str) -> str:
     folder = environ.get("CREDENTIALS_DIRECTORY", "")
     path = Path(folder, name)
     return path.read_text(encoding="utf-8").strip() if folder and path.is_file() else ""
+
+
+def _read(environ: Mapping[str, str], source: Source) -> str:
+    """The key in a source's file or credential; "" when it has neither."""
+    if source.file:
+        return _private_file(source.file)
+    if not source.credential:
+        return ""
+    if found := credential(environ, source.credential):
+        return found
+    raise KernelError(Errno.ENOENT, f"api_key_credential: systemd has given no {source.credential!r}")
+
+
+def _private_file(path: str) -> str:
+    """What a file holds that nobody else can read."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK)
+    except OSError as error:
+        raise KernelError(Errno.ENOENT, f"api_key_file: {path}: {error.strerror}") from None
+    with os.fdopen(fd, "rb") as file:
+        found = os.fstat(fd)
+        if not stat.S_ISREG(found.st_mode):
+            raise KernelError(Errno.EACCES, f"api_key_file: {path} is no regular file")
+        if found.st_mode & 0o077 or found.st_uid not in {0, os.getuid()}:
+            raise KernelError(Errno.EACCES, f"api_key_file: {path} can be read by others (chmod 600 {path})")
+        text = file.read(LONGEST).decode("utf-8", "replace").strip()
+    if not text:
+        raise KernelError(Errno.ENOENT, f"api_key_file: {path} is empty")
+    return text
 
 
 def close_process() -> None:

@@ -17,9 +17,15 @@ class Formatter(logging.Formatter):
 
     def __init__(self, secrets: Collection[str], *, journal: bool) -> None:
         super().__init__()
-        # A key is sent without the newline that its file ends in; and one key may begin like another.
-        self._secrets = sorted({secret.strip() for secret in secrets} - {""}, key=len, reverse=True)
+        self._secrets: list[str] = []
+        self.hide(secrets)
         self._journal = journal
+
+    def hide(self, secrets: Collection[str]) -> None:
+        """Leave these out, too, from now on."""
+        # A key is sent without the newline that its file ends in; and one key may begin like another.
+        known = {*self._secrets, *(secret.strip() for secret in secrets)} - {""}
+        self._secrets = sorted(known, key=len, reverse=True)
 
     def format(self, record: logging.LogRecord) -> str:
         text = record.getMessage()
@@ -55,3 +61,10 @@ def start(level: str, secrets: Collection[str], *, journal: bool) -> None:
     root.setLevel(level.upper())
     for chatty in ("httpx2", "httpcore2", "anthropic"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
+
+
+def hide(secrets: Collection[str]) -> None:
+    """Leave these out of the log, too, from now on."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler.formatter, Formatter):
+            handler.formatter.hide(secrets)

@@ -20,10 +20,11 @@ from llmprocd.abi import calls
 from llmprocd.abi.calls import RunResult, ToolCallInfo
 from llmprocd.abi.errno import Errno, KernelError
 from llmprocd.abi.types import INIT, MessageId, Pid, ProcState
-from llmprocd.config import Config, prices, tree_limits
+from llmprocd.config import Config, local_slots, prices, tree_limits
 from llmprocd.endpoint import Bounds
 from llmprocd.kernel import access, history, limits, step
 from llmprocd.kernel.state import Change, Image, Kernel, Limit, Node, Proc, Reply, Run
+from llmprocd.local import Local
 from llmprocd.model import pricing
 from llmprocd.model.body import Transcript
 from llmprocd.model.protocol import Model
@@ -134,6 +135,7 @@ class Machine:
         self._transcripts: dict[Pid, tuple[MessageId | None, Transcript, int]] = {}
         self._kept = 0
         self._published = 0
+        self.local: Local | None = None
         self.on_alarm: Callable[[Pid, str], Awaitable[None]] | None = None
         self.stopping = trio.Event()
         self.started = clock()
@@ -299,7 +301,7 @@ class Machine:
     def waits_for(self, pid: Pid, what: What, key: str = "") -> None:
         self._doing.setdefault(pid, {})[key] = what
         proc = self.kernel.procs.get(pid)
-        if self.console.readers and proc is not None:
+        if proc is not None and self.console.wanted(pid, "state"):
             self.announce("state", pid, stat=self.stat(proc), wchan=what if isinstance(what, str) else what())
 
     def wchan(self, proc: Proc) -> str:
@@ -533,6 +535,8 @@ def bounds(config: Config) -> tuple[Bounds, dict[str, Bounds]]:
         name: Bounds(table.slots or config.slots, table.rpm, table.itpm, table.otpm)
         for name, table in config.endpoints.items()
     }
+    local = own.get("local", Bounds(0))
+    own["local"] = msgspec.structs.replace(local, slots=local_slots(config))
     return Bounds(config.slots), own
 
 

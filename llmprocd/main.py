@@ -30,9 +30,11 @@ from llmprocd.abi import calls, paths
 from llmprocd.abi.errno import KernelError
 from llmprocd.config import Config
 from llmprocd.kernel.state import Image, Kernel
+from llmprocd.keys import Keyring
+from llmprocd.local import Local
 from llmprocd.machine import Machine
 from llmprocd.model import body, script
-from llmprocd.model.anthropic import Anthropic
+from llmprocd.model.anthropic import Anthropic, Server
 from llmprocd.program import load, prompt
 from llmprocd.store.protocol import StoreFailed
 from llmprocd.store.sqlite import Store
@@ -60,9 +62,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     credential = keys.credential(os.environ, "anthropic_api_key")
     if credential:
         known.setdefault("ANTHROPIC_API_KEY", credential)
-    log.start(options.log_level, known.values(), journal=_is_journal())
+    keyring = Keyring(os.environ, known)
     try:
-        return _locked(options, settings, known)
+        keyring.pair(config.key_sources(settings))
+    except KernelError as error:
+        sys.stderr.write(f"llmprocd: {options.config}: {error.text}\n")
+        return 1
+    log.start(options.log_level, keyring.secrets, journal=_is_journal())
+    try:
+        return _locked(options, settings, keyring)
     except StoreFailed as error:
         _log.critical("%s", error)
         return 1
@@ -85,7 +93,7 @@ def _is_journal() -> bool:
     return stream == f"{status.st_dev}:{status.st_ino}"
 
 
-def _locked(options: argparse.Namespace, settings: Config, known: Mapping[str, str]) -> int:
+def _locked(options: argparse.Namespace, settings: Config, keyring: Keyring) -> int:
     """Be the only daemon of this socket and of this state directory; then run."""
     with _usable():
         path = str(Path(options.socket or paths.socket_path(os.environ, os.getuid())).absolute())
@@ -99,11 +107,12 @@ def _locked(options: argparse.Namespace, settings: Config, known: Mapping[str, s
     keys.close_process()
     _many_files()
     sys.setswitchinterval(SWITCH_S)
+    gc.set_threshold(*GARBAGE)
     store = Store(state)
     with _usable():
         listener = socket.socket(fileno=handed[0]) if handed else listen.bind(path)
     inode = 0 if handed else Path(path).stat().st_ino
-    daemon = Daemon(settings, options.config, known, store, spawner, path, state, notifier)
+    daemon = Daemon(settings, options.config, keyring, store, spawner, path, state, notifier)
     try:
         return trio.run(daemon.run, listener)
     finally:
@@ -130,6 +139,10 @@ def _many_files() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
+GARBAGE = (10_000, 10, 100)
+"""When the collector looks for cycles: rarely through everything, which with a thousand streams takes longer
+than anybody wants to wait for `ps`."""
+
 SWITCH_S = 0.0005
 """How long the writer's thread may keep the loop waiting; Python's own 5 ms would be seen in every answer."""
 
@@ -141,7 +154,7 @@ class Daemon:
         self,
         settings: Config,
         config_path: str,
-        known: Mapping[str, str],
+        keyring: Keyring,
         store: Store,
         spawner: Spawner,
         path: str,
@@ -149,7 +162,7 @@ class Daemon:
         notifier: systemd.Notifier,
     ) -> None:
         self.config_path = config_path
-        self.known = known
+        self.keyring = keyring
         self.settings = settings
         self.store = store
         self.spawner = spawner
@@ -157,20 +170,25 @@ class Daemon:
         self.catalog = toolbox.catalog()
         self.engine = script.Engine(keep_bytes=0)
         url = os.environ.get("ANTHROPIC_BASE_URL") or None
-        self.model = Anthropic(self.key, url, self._script, settings.stall_s)
+        self.local = Local(spawner, state, lambda: config.local_slots(self.settings))
+        self.model = Anthropic(self.key, url, self._script, settings.stall_s, self)
         kernel = Kernel(store.load())
         self.machine = Machine(kernel, store, settings, self.model, spawner, task.live, self.image)
+        self.machine.local = self.local
         gc.freeze()  # what was loaded stays: the collector need not look at it again and again
         self.machine.identify(path, state, secrets.token_hex(8), self)
 
     def key(self, base_url: str, variable: str) -> str | None:
-        """The key for an endpoint: the default one's, or the one that the config pairs with it."""
-        paired = config.key_variables(self.settings).get(base_url or "anthropic")
-        if not base_url:
-            return self.known.get(paired or "ANTHROPIC_API_KEY")
-        if paired is None or (variable and variable != paired):
-            return None
-        return self.known.get(paired)
+        """The key for an endpoint: a provider's own, or the one that the config pairs with it."""
+        return self.keyring.key(base_url or "anthropic", variable)
+
+    def account(self, endpoint: str) -> Mapping[str, str] | None:
+        """The variables of the daemon's account at a cloud, if they may be used there."""
+        return self.keyring.account(endpoint)
+
+    def server(self) -> Server:
+        """The local model's. Raises ModelError when it does not answer now."""
+        return self.local.server()
 
     def _script(self) -> Any:
         from llmprocd.model.script_transport import ScriptTransport
@@ -201,8 +219,11 @@ class Daemon:
         """Read the config again. Raises ENOENT, ENOEXEC; the old one stays then."""
         self.notifier.tell("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
         try:
-            self.settings = config.load(self.config_path)
-            self.machine.configure(self.settings)
+            settings = config.load(self.config_path)
+            self.keyring.pair(config.key_sources(settings))
+            log.hide(self.keyring.secrets)
+            self.settings = settings
+            self.machine.configure(settings)
         finally:
             self.notifier.tell("READY=1")
 
@@ -225,7 +246,8 @@ class Daemon:
                     await nursery.start(self._signals)
                     nursery.start_soon(self._watchdog)
                     nursery.start_soon(sweep.run, m)
-                    nursery.start_soon(self.model.warm)
+                    nursery.start_soon(self._warm)
+                    nursery.start_soon(self.local.run)
                     self._ready()
                     await m.stopping.wait()
                     self._stop(nursery)
@@ -238,6 +260,11 @@ class Daemon:
             status = 1
         _log.info("stopped")
         return status
+
+    async def _warm(self) -> None:
+        """Have the SDK ready before it is needed; it stays, so the collector need not look at it either."""
+        await self.model.warm()
+        gc.freeze()
 
     def _ready(self) -> None:
         m = self.machine

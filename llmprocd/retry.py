@@ -41,6 +41,12 @@ class Retries(msgspec.Struct, frozen=True):
         return named if error.shared else named + chance * min(1.0, named / 10)
 
 
+def heeded(error: ModelError) -> float:
+    """For how many seconds nobody calls an endpoint that has refused for good, as it wished."""
+    named = error.retry_after or 0.0
+    return named if named <= FARTHEST else 0.0
+
+
 def final(error: ModelError, attempt: int) -> ModelError:
     """A failure as it is told when no attempt follows it."""
     if attempt == 1:

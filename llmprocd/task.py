@@ -27,7 +27,7 @@ from llmprocd.kernel.state import At, Image, Kernel, LastTurn, Node, Proc, ToolR
 from llmprocd.machine import Machine
 from llmprocd.model.protocol import ModelError, Reply
 from llmprocd.model.sse import Turn
-from llmprocd.retry import Retries, final
+from llmprocd.retry import Retries, final, heeded
 from llmprocd.tools import toolbox, trap
 from llmprocd.tools.output import Output, ToolError
 from llmprocd.window import Outgoing
@@ -172,6 +172,8 @@ async def ask(m: Machine, p: Proc, image: Image, out: Outgoing) -> Reply | Model
         policy = Retries(m.config.retries, m.config.retry_s)
         pause = policy.pause(answer, attempt, trio.current_time() - began, chance())
         if pause is None:
+            if answer.shared:  # the next one is refused as well, until the time that the server named
+                m.sched.hold(endpoint, heeded(answer), grant.began)
             return final(answer, attempt)
         await back_off(m, p, endpoint, answer, pause, grant.began)
 
@@ -217,7 +219,7 @@ async def attempt_once(
 
 def shown(m: Machine, pid: Pid, text: str, attempt: int) -> None:
     """Text as it comes, for those who look."""
-    if m.console.readers:
+    if m.console.wanted(pid, "text"):
         m.announce("text", pid, text=text, attempt=attempt)
 
 

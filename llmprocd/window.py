@@ -29,6 +29,9 @@ _log = logging.getLogger(__name__)
 THRESHOLDS = (80, 95)
 """Per cent of the window at which a process is told."""
 
+ASKED = frozenset({"anthropic", "local"})
+"""Providers whose endpoints are asked for windows and counts; of the others the table must do."""
+
 NEAR = 0.9
 """From this part of a threshold on the endpoint is asked to count."""
 
@@ -126,7 +129,7 @@ def text(image: Image, tokens: int, most: int) -> str:
 async def count(m: Machine, image: Image, transcript: Transcript) -> int | None:
     """The tokens of a request as the endpoint counts them; None if it does not."""
     name = endpoint(image)
-    if image.provider == "script" or not m.windows.has(name, "count_tokens"):
+    if image.provider not in ASKED or not m.windows.has(name, "count_tokens"):
         return None
     try:
         with trio.move_on_after(COUNT_S):
@@ -241,7 +244,7 @@ def sentence(image: Image, error: ModelError) -> str:
 
 def learn(m: Machine, image: Image) -> None:
     """Ask an endpoint once, in the background, how large the windows of its models are."""
-    if image.provider != "script" and m.windows.to_be_asked(endpoint(image)):
+    if image.provider in ASKED and m.windows.to_be_asked(endpoint(image)):
         m.background(_learn, m, image)
 
 

@@ -40,6 +40,13 @@ async def used(house, pid, resource):
     return (await rows(house, pid))[resource].used
 
 
+async def until(house, pid, wchan):
+    """Let the others run until a process is there and waits for this."""
+    with trio.fail_after(60):
+        while pid not in house.m.kernel.procs or house.wchan(pid) != wchan:
+            await trio.sleep(0.01)
+
+
 def billed(house):
     """Tokens that the endpoint has in its books."""
     books = house.engine.books
@@ -103,10 +110,10 @@ async def test_children_that_run_at_once_cannot_overshoot_together(priced, limit
     text = use("fork", prompts=[turns(20)] * 6)
     pid = await priced.spawn(tools, text, limits=limits)
     seen = set()
-    with trio.move_on_after(3600):
+    with trio.fail_after(60):
         while priced.proc(pid).status is None:
             seen |= {priced.wchan(p.pid) for p in priced.m.kernel.procs.values() if p.live}
-            await trio.sleep(0)
+            await trio.sleep(0.01)
     (resource, most), = limits.items()
     assert await used(priced, pid, resource) <= most
     assert billed(priced) == await used(priced, pid, "tokens")
@@ -120,7 +127,7 @@ async def test_who_waits_for_room_is_held(priced):
     pid = await priced.spawn(
         program("fork"), use("fork", prompts=["!sleep 5\n!say one", "!say two"]), limits={"turns": 10, "tokens": 17_500}
     )
-    await priced.until(pid + 2, "limit")
+    await until(priced, pid + 2, "limit")
     assert priced.stat(pid + 2) == "D"
     (row,) = (await priced.call("proc.wait", pids=[pid])).procs
     assert row.status == 0
@@ -131,7 +138,7 @@ async def test_a_raised_limit_lets_those_go_who_wait(priced):
     pid = await priced.spawn(
         program("fork"), use("fork", prompts=["!sleep 500\n!say one", "!say two"]), limits={"tokens": 17_500}
     )
-    await priced.until(pid + 2, "limit")
+    await until(priced, pid + 2, "limit")
     await priced.call("proc.limits", pid=pid, set={"tokens": "1M"})
     (row,) = (await priced.call("proc.wait", pids=[pid + 2])).procs
     assert row.message == "two"
@@ -142,7 +149,7 @@ async def test_a_signal_finds_one_who_waits(priced):
     pid = await priced.spawn(
         program("fork"), use("fork", prompts=["!sleep 5\n!say one", "!say two"]), limits={"tokens": 17_500}
     )
-    await priced.until(pid + 2, "limit")
+    await until(priced, pid + 2, "limit")
     await priced.call("proc.signal", pid=pid + 2, signal="TERM")
     assert priced.proc(pid + 2).status == 143
     (row,) = (await priced.call("proc.wait", pids=[pid + 1])).procs
@@ -307,7 +314,7 @@ async def test_a_fork_bomb_is_bounded(autojump_clock):
         most = 0
         while house.proc(pid).status is None:
             most = max(most, house.m.kernel.total(pid).procs)
-            await trio.sleep(0)
+            await trio.sleep(0.01)
         assert most <= 20
         assert most > 5
         assert house.m.kernel.living == 0
@@ -315,7 +322,7 @@ async def test_a_fork_bomb_is_bounded(autojump_clock):
 
 async def test_a_tool_result_that_has_no_room_is_an_error_that_shows_its_beginning(autojump_clock):
     """EDQUOT; nothing of it is kept, and the next call can be made."""
-    long = use("calculator", expression="2**30000")
+    long = use("calculator", expression="2**1000")
     async with running() as house:
         tools = table("calculator", file_descriptor={"max_direct_output_chars": 100, "default_page_size": 50})
         pid = await house.spawn(tools, script(long, long, "!say ok"), limits={"fds": 1})
@@ -356,7 +363,8 @@ async def test_limits_and_what_was_used_survive_a_restart(autojump_clock):
         pid = await house.spawn(program("calculator"), interactive=True, limits={"turns": "3:4"})
         await house.call("proc.run", pid=pid, prompt=turns(1))
         before = await rows(house, pid)
-    async with running(store=store, config=PRICED) as house:
+        await house.m.wait_durable()
+    async with running(store=store.crash(), config=PRICED) as house:
         after = await rows(house, pid)
         assert {n: r for n, r in after.items() if n != "wall"} == {n: r for n, r in before.items() if n != "wall"}
         result = await house.call("proc.run", pid=pid, prompt=turns(9))
@@ -382,7 +390,7 @@ async def test_a_wall_limit_that_is_set_later_binds_those_that_run(priced):
     tools = program("fork")
     text = script(use("fork", prompts=["!sleep 500\n!say late"]), "!say bye")
     pid = await priced.spawn(tools, text)
-    await priced.until(pid + 1, "api")
+    await until(priced, pid + 1, "api")
     await priced.call("proc.limits", pid=pid, set={"wall": 30})
     (child,) = (await priced.call("proc.wait", pids=[pid + 1])).procs
     assert child.status == 124

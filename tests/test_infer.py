@@ -103,6 +103,20 @@ async def test_cancelled_processes_leave_no_trace_in_the_queue(autojump_clock):
         assert trio.current_time() < 25
 
 
+async def test_who_looks_at_one_process_costs_the_others_nothing(autojump_clock):
+    """Text and states are told of those processes that somebody looks at, and while he looks."""
+    async with running() as house:
+        one, other = [await house.spawn(interactive=True) for _ in range(2)]
+        with house.m.console.reader([one], None), house.m.console.reader([other], ["exit"]):
+            for pid in (one, other):
+                await house.call("proc.run", pid=pid, prompt="!say hi")
+        await house.call("proc.run", pid=one, prompt="!say hi")
+        events, _ = house.m.console.read(0, 1000, None, {"text", "state"})
+        assert {event.pid for event in events} == {one}
+        assert "".join(event.more.get("text", "") for event in events) == "hi"
+        assert house.m.console._looked_at == {}
+
+
 # --- rates ------------------------------------------------------------------------------------------
 
 
@@ -178,6 +192,16 @@ async def test_after_a_hold_processes_come_back_one_after_another(autojump_clock
         assert times[0] >= 5
         assert times[10] - times[0] > 0.2, "they came back all at once"
         assert len(set(times)) == len(times)
+
+
+async def test_a_named_time_binds_others_though_no_retry_is_left(autojump_clock):
+    async with running(config=Config(retries=0)) as house:
+        first = await house.finish(table(), "!fail 429 retry_after=30")
+        assert first.status == 1
+        second = await house.spawn(table(), "!say hi")
+        await house.until(second, "retry-after 30s")
+        await house.call("proc.wait", pids=[second])
+        assert 30 <= trio.current_time() < 31
 
 
 async def test_a_stream_that_dies_is_asked_again_and_its_text_is_never_sent_back(autojump_clock):

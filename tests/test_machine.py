@@ -579,8 +579,8 @@ async def test_state_changes_are_told_to_those_who_look(autojump_clock, machine)
     await trio.sleep(1)
     events, _ = machine.m.console.read(0, 1000, None, {"state", "text"})
     assert events == []
-    machine.m.console.readers += 1
-    await machine.finish(table(), "!say seen")
+    with machine.m.console.reader(None, None):
+        await machine.finish(table(), "!say seen")
     events, _ = machine.m.console.read(0, 1000, None, {"state", "text"})
     assert [event.more["wchan"] for event in events if event.type == "state"] == ["api"]
     assert "".join(event.more["text"] for event in events if event.type == "text") == "seen"

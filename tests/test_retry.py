@@ -4,7 +4,7 @@ import pytest
 
 from llmprocd.abi.errno import Errno
 from llmprocd.model.protocol import ModelError
-from llmprocd.retry import FARTHEST, LONGEST, Retries, final
+from llmprocd.retry import FARTHEST, LONGEST, Retries, final, heeded
 
 POLICY = Retries(8, 300.0)
 
@@ -47,6 +47,12 @@ def test_a_time_that_the_server_named_is_never_undercut(chance):
 def test_a_server_that_wants_hours_has_refused():
     assert POLICY.pause(failed(retry_after=FARTHEST), 1, 0, 0.5) is not None
     assert POLICY.pause(failed(retry_after=FARTHEST + 1, shared=True), 1, 0, 0.5) is None
+
+
+def test_a_named_time_holds_the_endpoint_after_the_last_attempt_too():
+    assert heeded(failed(retry_after=12)) == 12
+    assert heeded(failed()) == 0
+    assert heeded(failed(retry_after=FARTHEST + 1)) == 0, "each finds out by itself that it is refused"
 
 
 def test_no_retries_are_no_retries():

@@ -504,6 +504,21 @@ class SlotInfo(msgspec.Struct, frozen=True):
     otpm_left: int | None = None
 
 
+class LocalInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """The model that runs on this machine. `state`: down, starting, up, or waiting to be started again."""
+
+    installed: bool  # is the extra there that it needs?
+    state: str
+    model: str = ""
+    path: str = ""
+    url: str = ""
+    pid: int | None = None
+    slots: int = 0  # answers at once
+    window: int = 0  # tokens that a prompt may have
+    restarts: int = 0
+    reason: str = ""  # why it ended last
+
+
 class Status(msgspec.Struct, frozen=True):
     version: str
     pid: int
@@ -515,6 +530,7 @@ class Status(msgspec.Struct, frozen=True):
     usage: Usage
     cost_usd: float | None
     scheduler: list[SlotInfo]
+    local: LocalInfo | None = None
 
 
 class GetStatus(Call[Status], kw_only=True, frozen=True):
@@ -536,6 +552,36 @@ class Stop(Call[Empty], kw_only=True, frozen=True):
 
     method = "sys.stop"
     reply = Empty
+
+
+# --- the local model --------------------------------------------------------------------------------
+
+
+class LocalUp(Call[LocalInfo], kw_only=True, frozen=True):
+    """Serve a model on this machine, now and whenever the daemon runs; waits until it is ready."""
+
+    method = "local.up"
+    reply = LocalInfo
+    model: Name = "0.5b"
+    path: Name = ""  # of its weights; "" is where the daemon's own user has them
+    threads: Annotated[int, msgspec.Meta(ge=0, le=1024)] = 0  # 0: one a core
+
+
+class LocalDown(Call[LocalInfo], kw_only=True, frozen=True):
+    """Serve it no more; waits until it has ended."""
+
+    method = "local.down"
+    reply = LocalInfo
+
+
+class LocalStatus(Call[LocalInfo], kw_only=True, frozen=True):
+    """How the model on this machine does."""
+
+    method = "local.status"
+    reply = LocalInfo
+
+
+# --- programs ---------------------------------------------------------------------------------------
 
 
 class FaultInfo(msgspec.Struct, frozen=True):
@@ -583,4 +629,5 @@ CALLS: tuple[type[Call[Any]], ...] = (
     FdList, FdStat, FdRead, FdWrite,
     EventsRead, Subscribe, Unsubscribe,
     ProgList, ProgCheck,
+    LocalUp, LocalDown, LocalStatus,
 )  # fmt: skip

@@ -56,6 +56,22 @@ def state_dir(environ: "Mapping[str, str]", uid: int) -> str:
     return f"{_home(environ, uid)}/.local/state/llmproc"
 
 
+def cache_dir(environ: "Mapping[str, str]", uid: int) -> str:
+    """Where what can be fetched again is kept: the weights of local models.
+
+    Args:
+        environ: the environment; XDG_CACHE_HOME and HOME count.
+        uid: the user's number.
+
+    Returns:
+        An absolute path; nothing need be there.
+    """
+    home = environ.get("XDG_CACHE_HOME", "")
+    if home.startswith("/"):
+        return f"{home.rstrip('/')}/llmproc"
+    return f"{_home(environ, uid)}/.cache/llmproc"
+
+
 def private_folder(path: str, uid: int) -> str:
     """A folder in a place where everybody may write: made if missing, and checked without following links."""
     try:

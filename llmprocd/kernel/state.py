@@ -217,6 +217,8 @@ class Image(msgspec.Struct, frozen=True):
     limits: tuple[tuple[str, Limit], ...] = ()  # by resource
     max_tokens: int = 8192  # as the request says
     least_tokens: int = 1  # below which the endpoint refuses: it must be more than may be thought
+    region: str = ""  # of a cloud
+    project_id: str = ""  # what a cloud bills: a project, a workspace, a resource
 
     def tool(self, name: str) -> ToolName | None:
         """The tool that the model calls by this name, or by its own."""

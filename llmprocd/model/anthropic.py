@@ -3,6 +3,9 @@
 The SDK knows headers, credentials and errors; data stays out of it: the request is bytes that were encoded
 once, the answer bytes for a listener, and retries are the scheduler's.
 
+Clouds (clouds.py) have clients of their own; a local model is asked as any endpoint is, with the address and
+the key of the server that runs now.
+
 Law: a key goes to the endpoint it belongs to and nowhere else. The SDK sees nothing of the environment: not
 ANTHROPIC_API_KEY or _AUTH_TOKEN, no profile, no custom headers. No redirect is followed.
 Law: no error text holds a key, and no exception of the SDK gets out.
@@ -16,14 +19,14 @@ import time
 from collections.abc import AsyncIterator, Callable, Generator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 import msgspec
 import trio
 
 from llmprocd.abi.errno import Errno
 from llmprocd.kernel.state import Image
-from llmprocd.model import quota, sse
+from llmprocd.model import clouds, quota, sse
 from llmprocd.model.protocol import Listener, ModelError, Quota, unheard
 
 if TYPE_CHECKING:
@@ -50,6 +53,7 @@ _KINDS = {  # status -> the API's error type; other 4xx are bad requests, all th
     504: "timeout_error",
     529: "overloaded_error",
 }
+_HIDDEN = ("ANTHROPIC_", "AWS_BEARER_TOKEN_BEDROCK", "CLOUD_ML_REGION")  # variables that the SDK reads
 _NEVER = frozenset({400, 401, 402, 403, 404, 413})
 _OURS = frozenset({"connection", "content-length", "host", "transfer-encoding"})
 _SECRET = frozenset({"authorization", "cookie", "proxy-authorization", "x-api-key"})
@@ -61,6 +65,7 @@ class Endpoint(msgspec.Struct, frozen=True):
     url: str
     key: str = ""
     script: bool = False
+    account: clouds.Account | None = None  # with a cloud
 
     def __repr__(self) -> str:
         return f"Endpoint({self.name})"
@@ -68,6 +73,8 @@ class Endpoint(msgspec.Struct, frozen=True):
     @property
     def name(self) -> str:
         """Its address without what may be secret in it."""
+        if self.account is not None and not self.url:
+            return self.account.provider
         scheme, _, rest = self.url.partition("://")
         return "the script" if self.script else f"{scheme}://{rest.partition('/')[0].rpartition('@')[2]}"
 
@@ -85,14 +92,43 @@ class _Counted(msgspec.Struct):
     input_tokens: int
 
 
+class Server(msgspec.Struct, frozen=True):
+    """A server on this machine that runs now."""
+
+    url: str
+    key: str
+    window: int  # tokens that a prompt may have
+
+
+class Backs(Protocol):
+    """Who knows the accounts at clouds, and the server on this machine."""
+
+    def account(self, endpoint: str) -> Mapping[str, str] | None: ...
+    def server(self) -> Server: ...
+
+
+class NoBacks:
+    """Nobody knows any."""
+
+    def account(self, endpoint: str) -> Mapping[str, str] | None:
+        """An account's variables for a URL, or for a provider's own endpoint; None if none may be used."""
+        del endpoint
+
+    def server(self) -> Server:
+        """The local model's server. Raises ModelError when there is none now."""
+        raise ModelError(Errno.EHOSTUNREACH, "no local model runs here")
+
+
 class Anthropic:
     """A Model: every endpoint that speaks the Messages API.
 
     Args:
-        keys: gives the key for (base_url, api_key_env), or None; base_url "" is the default endpoint.
+        keys: gives the key for (base_url, api_key_env), or None; base_url "" is the default endpoint, and a
+            provider's name its own.
         default_url: the default endpoint, if it is not the API's own.
         script: makes the transport of provider "script".
         stall: seconds of silence after which a call has failed.
+        backs: knows what else there is.
     """
 
     def __init__(
@@ -101,14 +137,17 @@ class Anthropic:
         default_url: str | None,
         script: "Callable[[], httpx2.AsyncBaseTransport]",
         stall: float = STALL,
+        backs: Backs | None = None,
     ) -> None:
         self.keys = keys
+        self.backs: Backs = backs or NoBacks()
         self.default_url = default_url or DEFAULT_URL
         self.script = script
         self.stall = stall
         self._loading = trio.Lock()
         self._web: httpx2.AsyncClient | None = None
         self._clients: dict[Endpoint, anthropic.AsyncAnthropic] = {}
+        self._local: Endpoint | None = None
 
     async def warm(self) -> None:
         """Import the SDK and read the certificates, in a thread, so that the first call finds them."""
@@ -138,10 +177,12 @@ class Anthropic:
         await self._imported()
         client = self._client(endpoint)
         with _told(endpoint.name, self.stall, _secrets(endpoint, image)):
-            await _exchange(client, headers, body, listener, heard)
+            await _exchange(client, endpoint.account, headers, body, listener, heard)
 
     async def windows(self, image: Image) -> dict[str, int]:
         """What the endpoint says of its models' windows; see protocol.Model."""
+        if image.provider == "local":
+            return {image.model: self.backs.server().window}
         said = await self._ask(image, "/v1/models?limit=1000", None)
         models = _convert(said, _Models).data
         return {model.id: model.max_input_tokens for model in models if model.id and model.max_input_tokens}
@@ -150,16 +191,18 @@ class Anthropic:
         """The tokens of a request; see protocol.Model."""
         return _convert(await self._ask(image, "/v1/messages/count_tokens", body), _Counted).input_tokens
 
-    async def _ask(self, image: Image, path: str, body: bytes | None) -> object:
-        """A small question of the endpoint, and its answer as JSON."""
+    async def _ask(self, image: Image, path: str, body: bytes | None) -> bytes:
+        """A small question of the endpoint, and its answer."""
         endpoint = self._endpoint(image)
         options: Any = {"headers": _headers(image), "follow_redirects": False}
         await self._imported()
         client = self._client(endpoint)
-        with _told(endpoint.name, self.stall, _secrets(endpoint, image)):
+        told = _told(endpoint.name, self.stall, _secrets(endpoint, image))
+        with told, clouds.told(endpoint.account):
             if body is None:
-                return await client.get(path, cast_to=object, options=options)
-            return await client.post(path, content=body, cast_to=object, options=options)
+                return await client.get(path, cast_to=bytes, options=options)
+            content = _content(endpoint.account, [body])
+            return await client.post(path, **content, cast_to=bytes, options=options)
 
     async def aclose(self) -> None:
         """Close all connections."""
@@ -180,12 +223,30 @@ class Anthropic:
     def _endpoint(self, image: Image) -> Endpoint:
         if image.provider == "script":
             return Endpoint(_SCRIPT_URL, _SCRIPT_KEY, script=True)
-        key = (self.keys(image.base_url, image.api_key_env) or "").strip()
-        if not (key or image.base_url):
+        if image.provider == "local" and not image.base_url:
+            return self._local_endpoint()
+        cloud = image.provider in clouds.CLOUDS
+        key = (
+            self.keys(image.base_url or (image.provider if cloud else ""), image.api_key_env) or ""
+        ).strip()
+        if not (key or image.base_url or cloud):
             raise ModelError(Errno.EACCES, "no API key: set ANTHROPIC_API_KEY for the daemon")
         if not (key.isascii() and key.isprintable()):
             raise ModelError(Errno.EACCES, "the API key holds characters that cannot be sent")
-        return Endpoint(_checked(image.base_url or self.default_url), key)
+        if not cloud:
+            return Endpoint(_checked(image.base_url or self.default_url), key)
+        url = _checked(image.base_url) if image.base_url else ""
+        platform = self.backs.account(url or image.provider)
+        return Endpoint(url, key, account=clouds.account(image, url, key, platform))
+
+    def _local_endpoint(self) -> Endpoint:
+        """The server of the moment; its predecessor's client is forgotten."""
+        server = self.backs.server()
+        now = Endpoint(server.url, server.key)
+        if self._local not in {None, now}:
+            self._clients.pop(cast("Endpoint", self._local), None)
+        self._local = now
+        return now
 
     def _client(self, endpoint: Endpoint) -> "anthropic.AsyncAnthropic":
         client = self._clients.get(endpoint)
@@ -217,6 +278,7 @@ class Pieces:
 
 async def _exchange(
     client: "anthropic.AsyncAnthropic",
+    account: clouds.Account | None,
     headers: Mapping[str, str],
     body: Sequence[bytes],
     listener: Listener,
@@ -225,13 +287,15 @@ async def _exchange(
     import anthropic
 
     try:
-        response = await _post(client, headers, Pieces(body))
+        with clouds.told(account):
+            response = await _post(client, headers, _content(account, body))
     except anthropic.APIStatusError as fault:
         heard(quota.quota_of(fault.response.headers, time.time()))
         raise
     try:
         heard(quota.quota_of(response.headers, time.time()))
-        async with aclosing(response.aiter_raw()) as chunks:
+        stream: Any = response.aiter_raw() if account is None else clouds.chunks(account, client, response)
+        async with aclosing(stream) as chunks:
             async for chunk in chunks:
                 listener.feed(chunk)
     finally:
@@ -240,13 +304,15 @@ async def _exchange(
 
 
 async def _post(
-    client: "anthropic.AsyncAnthropic", headers: Mapping[str, str], content: Pieces
+    client: "anthropic.AsyncAnthropic", headers: Mapping[str, str], content: dict[str, Any]
 ) -> "httpx2.Response":
     import anthropic
 
+    sent = content.get("content")
+    length = {"content-length": str(sent.size)} if isinstance(sent, Pieces) else {}
     answer: Any = await client.post(
         "/v1/messages",
-        content=content,
+        **content,
         cast_to=object,
         stream=True,
         stream_cls=anthropic.AsyncStream[object],
@@ -254,7 +320,7 @@ async def _post(
             "headers": {
                 **headers,
                 "accept-encoding": "identity",
-                "content-length": str(content.size),
+                **length,
                 "x-stainless-raw-response": "stream",  # bytes as they come, and yet an exception for a 4xx
             },
             "follow_redirects": False,
@@ -264,18 +330,24 @@ async def _post(
     return response
 
 
+def _content(account: clouds.Account | None, pieces: Sequence[bytes]) -> dict[str, Any]:
+    """A body as the arguments of the SDK's `post`."""
+    return {"content": Pieces(pieces)} if account is None else clouds.content(account, pieces)
+
+
 _T = TypeVar("_T")
 
 
-def _convert(said: object, kind: type[_T]) -> _T:
+def _convert(said: bytes, kind: type[_T]) -> _T:
     try:
-        return msgspec.convert(said, kind)
-    except msgspec.ValidationError as fault:
+        return msgspec.json.decode(said, type=kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as fault:
         raise ModelError(Errno.EPROTO, f"the endpoint answered something else: {fault}") from None
 
 
 def _secrets(endpoint: Endpoint, image: Image) -> list[str]:
-    return [endpoint.key, *(value for name, value in image.headers if name.lower() in _SECRET)]
+    account = endpoint.account.aws[1:] if endpoint.account is not None else ()
+    return [endpoint.key, *account, *(value for name, value in image.headers if name.lower() in _SECRET)]
 
 
 def _timeout(stall: float) -> "httpx2.Timeout":
@@ -295,15 +367,18 @@ def _sdk_client(endpoint: Endpoint, http_client: "httpx2.AsyncClient") -> "anthr
 
     keyless = cast("Mapping[str, str]", {} if endpoint.key else {"Authorization": anthropic.omit})
     with _no_environment():
-        client = anthropic.AsyncAnthropic(
-            api_key=endpoint.key,
-            base_url=endpoint.url,
-            timeout=http_client.timeout,
-            max_retries=0,
-            default_headers=keyless,
-            http_client=http_client,
-            open_telemetry=False,
-        )
+        if endpoint.account is not None:
+            client = clouds.client(endpoint.account, http_client)
+        else:
+            client = anthropic.AsyncAnthropic(
+                api_key=endpoint.key,
+                base_url=endpoint.url,
+                timeout=http_client.timeout,
+                max_retries=0,
+                default_headers=keyless,
+                http_client=http_client,
+                open_telemetry=False,
+            )
     # Else a thread finds out, in the first call of each client.
     client._platform = "Linux"  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
     return client
@@ -312,7 +387,7 @@ def _sdk_client(endpoint: Endpoint, http_client: "httpx2.AsyncClient") -> "anthr
 @contextmanager
 def _no_environment() -> Generator[None]:
     """The SDK reads credentials and headers from the environment, for whatever endpoint: hide them."""
-    hidden = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith("ANTHROPIC_")}
+    hidden = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith(_HIDDEN)}
     try:
         yield
     finally:

@@ -1,7 +1,7 @@
 """A request body joined from pieces that were encoded once.
 
 Law: the body of a request depends on the path from the root to the head, on the image, and on nothing else;
-equal paths give equal bytes, and a path that goes on gives bytes that go on.
+equal paths give equal bytes, and a path that goes on gives bytes that go on, cache markers apart.
 Law: no byte of the past is produced twice: prompt caches and signed thinking depend on it.
 
 Neighbouring nodes of one role become one message; thinking that another model signed is left out, and a node
@@ -35,6 +35,7 @@ _THINKING = frozenset({"thinking", "redacted_thinking"})
 _RESULT = b'"type":"tool_result"'  # quotes inside a JSON string are escaped, so no text holds this
 _TYPE = b'"type"'  # every block has one, so there are at least as many as blocks
 _TEXT = b',{"type":"text",'  # as history.text_block begins, after another block
+_NOTICE = b'{"type":"text","text":"<context_notice'  # as window.py words it
 _CHILD = b'"content":"pid 0: you are the child of a fork.'  # as kernel/proc.py words it
 _SIBLINGS = b'"content":"made by your parent: pids '
 _NEAR = 18  # blocks that looking back (20) surely spans
@@ -203,7 +204,8 @@ class Transcript:
         self._last = content
         if node.role == "assistant":
             self.answer, self._asked, self._answered = node, end, len(self._joined)
-        self._shared = _before_text(node, content, began, end)
+        if not content.startswith(_NOTICE):  # siblings are not all told of their context
+            self._shared = _before_text(node, content, began, end)
         if node.role == "user" and _RESULT in content and (widens or not content.startswith(_RESULT, 1)):
             self._put_results_first()
 

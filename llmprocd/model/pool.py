@@ -5,8 +5,9 @@ comes with httpx2 walks all of them for each request, and polls those that idle.
 Law: a connection is either with one response or in the free list, or closed: whoever is cancelled in between
 leaves it closed.
 
-What a stream costs is waking up for each of its events. So a socket is read no more often than keeps all of
-them together at `READS` a second: a few streams are read at once, a thousand each five times a second.
+What a stream costs is waking up for each of its events. So the streams of a pool read in turn, all together
+`READS` times a second: a few are read at once, a thousand each five times a second. Those of one tick are few
+enough that whoever else wants the loop waits no longer than they take.
 
 The protocol itself (HTTP/1.1, TLS, timeouts) is httpcore2's. Proxies named by the environment get httpx2's
 own transports; loopback endpoints are never asked through a proxy.
@@ -14,7 +15,7 @@ own transports; loopback endpoints are never asked through a proxy.
 
 import ssl
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Generator
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 from contextlib import aclosing, contextmanager
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any, cast
@@ -27,7 +28,8 @@ import trio
 KEEPALIVE = 90.0  # seconds: longer than most tools run
 IDLE = 256  # idle connections kept for one endpoint
 READS = 5000.0  # of sockets, in a second, all streams together
-EAGER = 0.005  # seconds between reads of one stream that are not worth waiting for
+EAGER = 25  # streams that need not take turns
+TICK = 0.01  # seconds
 PATIENCE = 5.0  # seconds that closing a connection may take
 
 _LOOPBACK = ("all://127.0.0.1", "all://localhost", "all://[::1]")
@@ -71,6 +73,8 @@ class Pool(httpx2.AsyncBaseTransport):
         self.tls = tls
         self.keepalive = keepalive
         self.busy = 0  # connections that are with a request or a response
+        self._lot = trio.lowlevel.ParkingLot()
+        self._ticks = False
         self._idle: dict[tuple[bytes, bytes, int], deque[_Line]] = {}
 
     @property
@@ -99,9 +103,21 @@ class Pool(httpx2.AsyncBaseTransport):
             stream=_Body(self, line, response),
         )
 
-    def pause(self) -> float:
-        """Seconds between two reads of one stream."""
-        return self.busy / READS
+    async def turn(self) -> None:
+        """Wait until it is a stream's turn to read."""
+        if self.busy <= EAGER and not self._lot:
+            return
+        if not self._ticks:
+            self._ticks = True
+            trio.lowlevel.spawn_system_task(self._tick)
+        await self._lot.park()
+
+    async def _tick(self) -> None:
+        """The one task that sleeps for all streams: a timer for each would cost as much as its read."""
+        while self._lot:
+            await trio.sleep(TICK)
+            self._lot.unpark(count=round(READS * TICK))
+        self._ticks = False
 
     async def aclose(self) -> None:
         """Close what is idle; what is busy closes when its response does."""
@@ -117,7 +133,7 @@ class Pool(httpx2.AsyncBaseTransport):
             if not line.connection.has_expired():
                 return line
             await line.close()
-        return _Line(origin, self.tls, self.keepalive, self.pause)
+        return _Line(origin, self.tls, self.keepalive, self.turn)
 
     async def release(self, line: "_Line") -> None:
         """Take back the connection of a response that is closed."""
@@ -139,10 +155,10 @@ class _Line(httpcore2.AsyncNetworkBackend):
         origin: httpcore2.Origin,
         tls: ssl.SSLContext | None,
         keepalive: float,
-        pause: Callable[[], float],
+        turn: Callable[[], Awaitable[None]],
     ) -> None:
         self.origin = origin
-        self.pause = pause
+        self.turn = turn
         self.socket: httpcore2.AsyncNetworkStream | None = None
         self.connection = httpcore2.AsyncHTTPConnection(
             origin, ssl_context=tls, keepalive_expiry=keepalive, network_backend=self
@@ -150,7 +166,7 @@ class _Line(httpcore2.AsyncNetworkBackend):
 
     async def connect_tcp(self, *args: Any, **kwargs: Any) -> httpcore2.AsyncNetworkStream:
         backend = cast("httpcore2.AsyncNetworkBackend", httpcore2.TrioBackend())
-        self.socket = _Paced(await backend.connect_tcp(*args, **kwargs), self.pause)
+        self.socket = _Paced(await backend.connect_tcp(*args, **kwargs), self.turn)
         return self.socket
 
     async def close(self) -> None:
@@ -161,23 +177,21 @@ class _Line(httpcore2.AsyncNetworkBackend):
 
 
 class _Paced(httpcore2.AsyncNetworkStream):
-    """A socket that is not read more often than it may."""
+    """A socket that is read when it is its turn."""
 
-    def __init__(self, stream: httpcore2.AsyncNetworkStream, pause: Callable[[], float]) -> None:
+    def __init__(self, stream: httpcore2.AsyncNetworkStream, turn: Callable[[], Awaitable[None]]) -> None:
         self._stream = stream
-        self._pause = pause
-        self._next = 0.0
+        self._turn = turn
+        self._asked = False  # a new request: its answer is awaited at once
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ASYNC109  # httpcore2's
-        now = trio.current_time()
-        if self._next - now > EAGER:
-            await trio.sleep_until(self._next)
-        data = await self._stream.read(max_bytes, timeout)
-        self._next = trio.current_time() + self._pause()
-        return data
+        if not self._asked:
+            await self._turn()
+        self._asked = False
+        return await self._stream.read(max_bytes, timeout)
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ASYNC109  # httpcore2's
-        self._next = 0.0  # a new request: its answer is awaited at once
+        self._asked = True
         await self._stream.write(buffer, timeout)
 
     async def aclose(self) -> None:
@@ -190,7 +204,7 @@ class _Paced(httpcore2.AsyncNetworkStream):
         timeout: float | None = None,  # noqa: ASYNC109  # httpcore2's
     ) -> httpcore2.AsyncNetworkStream:
         inner = await self._stream.start_tls(ssl_context, server_hostname, timeout)
-        return _Paced(inner, self._pause)
+        return _Paced(inner, self._turn)
 
     def get_extra_info(self, info: str) -> Any:
         return self._stream.get_extra_info(info)

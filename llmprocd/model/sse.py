@@ -46,6 +46,7 @@ _UNDECODABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 _LONGEST_LINE = 64 * 2**20  # bytes; an endless line is no event stream
 _FIELDS = (b"event:", b"id:", b"retry:", b":")
 _TITLE = re.compile(r"<title[^>]*>([^<]*)", re.IGNORECASE)
+_TAG = re.compile(r"<[^>]*>")
 _SHOWN = 400  # characters of a foreign answer that an error repeats
 
 _FAILURES: dict[str, tuple[Errno, bool, bool]] = {  # error type -> errno, again, shared
@@ -86,11 +87,13 @@ def failure(kind: str, text: str, retry_after: float | None = None) -> ModelErro
 
 
 def described(text: str) -> str:
-    """What somebody answered who speaks another language, for people: a web page is told by its title."""
+    """What somebody answered who speaks another language, for people: of a web page its title or text."""
     if not text.lstrip()[:64].lower().startswith(("<!doctype html", "<html")):
         return plain(text)
-    title = _TITLE.search(text[: 8 * _SHOWN])
-    return f'a web page, "{plain(title[1])}"' if title and title[1].strip() else "a web page"
+    head = text[: 8 * _SHOWN]
+    title = _TITLE.search(head)
+    said = plain(title[1] if title else _TAG.sub(" ", head))
+    return f'a web page, "{said}"' if said else "a web page"
 
 
 def plain(text: str) -> str:

@@ -24,8 +24,9 @@ TABLE = {  # the longest beginning of a name that is here counts
 
 
 def in_table(model: str) -> int | None:
-    """The window of a model by its name; None for one that is not in the table."""
-    names = [name for name in TABLE if model.startswith(name)]
+    """The window of a model by its name, a cloud's too; None for one that is not in the table."""
+    known = model.rpartition("anthropic.")[2]  # as in eu.anthropic.claude-...
+    names = [name for name in TABLE if known.startswith(name)]
     return TABLE[max(names, key=len)] if names else None
 
 

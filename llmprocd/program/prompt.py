@@ -62,10 +62,8 @@ def image(
     Raises:
         KernelError: ENOEXEC when the provider is one that cannot run here.
     """
-    if program.provider not in schema.PROVIDERS:
-        raise KernelError(
-            Errno.ENOEXEC, f"{program.name}: model.provider: {program.provider} is {schema.LATER}"
-        )
+    if lacking := schema.lacking(program.provider):
+        raise KernelError(Errno.ENOEXEC, f"{program.name}: model.provider: {program.provider} {lacking}")
     specs = offered(program, catalog)
     tools = tuple(_name(spec, catalog) for spec in specs)
     schemas = [_schema(spec, catalog[spec.tool], program.links) for spec in specs]
@@ -91,6 +89,8 @@ def image(
         limits=program.limits,
         max_tokens=program.parameters.get("max_tokens", schema.MAX_TOKENS),
         least_tokens=_least_tokens(program),
+        region=program.region,
+        project_id=program.project_id,
     )
 
 

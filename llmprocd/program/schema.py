@@ -12,6 +12,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
+from importlib.util import find_spec
 from typing import Annotated, Any, ClassVar, TypeVar, cast
 
 import msgspec
@@ -26,11 +27,18 @@ Positive = Annotated[int, msgspec.Meta(ge=1, le=2**53)]
 Amount = int | float | str | None
 Full = Annotated[str, msgspec.Meta(min_length=1)]
 
-PROVIDERS = ("anthropic", "script")
-LATER_PROVIDERS = (
-    "local", "anthropic_aws", "anthropic_foundry", "anthropic_bedrock", "anthropic_vertex",
-    "openai", "azure_openai", "gemini", "gemini_vertex",
+PROVIDERS = (
+    "anthropic", "script", "local", "anthropic_aws", "anthropic_foundry", "anthropic_bedrock",
+    "anthropic_bedrock_runtime", "anthropic_vertex",
 )  # fmt: skip
+LATER_PROVIDERS = ("openai", "azure_openai", "gemini", "gemini_vertex")
+EXTRAS: Mapping[str, tuple[str, str]] = {  # the extra that a provider needs, and what it installs
+    "local": ("local", "xllamacpp"),
+    "anthropic_aws": ("aws", "boto3"),
+    "anthropic_bedrock": ("bedrock", "boto3"),
+    "anthropic_bedrock_runtime": ("bedrock", "boto3"),
+    "anthropic_vertex": ("vertex", "google.auth"),
+}
 ACCESS = ("read", "write", "admin")
 VARIABLES = ("working_directory", "platform", "date", "python_version", "hostname", "username")
 SAMPLING = ("temperature", "top_p", "top_k")
@@ -390,18 +398,35 @@ def tables(report: Report, data: dict[str, Any]) -> Tables:
 
 def model(report: Report, spec: ModelTable) -> None:
     """Check a model's names."""
-    if spec.provider in LATER_PROVIDERS:
-        report.warn(
-            ("model", "provider"), f"{spec.provider} is {LATER}: the program loads and cannot be spawned"
-        )
-    elif spec.provider and spec.provider not in PROVIDERS:
+    if spec.provider and spec.provider not in (*PROVIDERS, *LATER_PROVIDERS):
         report.unknown(("model", "provider"), "provider", spec.provider, (*PROVIDERS, *LATER_PROVIDERS))
+    elif lacks := lacking(spec.provider):
+        report.warn(
+            ("model", "provider"), f"{spec.provider} {lacks}: the program loads and cannot be spawned"
+        )
     if spec.base_url and not URL.fullmatch(spec.base_url):
         report.fault(
             ("model", "base_url"), "must be an http:// or https:// address without user, query or fragment"
         )
     if spec.api_key_env and not VARIABLE.fullmatch(spec.api_key_env):
         report.fault(("model", "api_key_env"), "must be the name of an environment variable")
+
+
+def lacking(provider: str) -> str:
+    """Why a known provider cannot be used here, now; "" when it can."""
+    if provider in LATER_PROVIDERS:
+        return f"is {LATER}"
+    extra, module = EXTRAS.get(provider, ("", ""))
+    if not extra or _is_installed(module):
+        return ""
+    return f"needs the extra '{extra}', which is not installed (pip install 'llmprocd[{extra}]')"
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # nor is the package it would be in
+        return False
 
 
 Headers = tuple[tuple[str, str], ...]

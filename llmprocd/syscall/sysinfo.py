@@ -1,6 +1,7 @@
 """The daemon itself: hello, the method table, status, events, programs."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from operator import attrgetter
 
 import msgspec
@@ -51,6 +52,7 @@ def sys_status(m: Machine, caller: Caller, _call: calls.GetStatus) -> calls.Stat
         usage=Usage(*(sum(map(attrgetter(field), used)) for field in Usage.__struct_fields__)),
         cost_usd=total.dollars,
         scheduler=m.sched.table(),
+        local=m.local.info() if m.local is not None else None,
     )
 
 
@@ -94,8 +96,7 @@ async def sys_events_read(m: Machine, caller: Caller, call: calls.EventsRead) ->
     """Events after a number; waits for the first one if asked to."""
     require(m.kernel, caller, Access.READ)
     after = m.console.visible if call.after_seq is None else call.after_seq
-    m.console.readers += 1
-    try:
+    with looking(m, caller, call.pids, call.types):
         events, following, lost = await fetch(m, after, call.max, sieve(m, caller, call.pids, call.types))
         with trio.move_on_after(call.wait_ms / 1000):
             while not (events or lost) and call.wait_ms:
@@ -103,8 +104,13 @@ async def sys_events_read(m: Machine, caller: Caller, call: calls.EventsRead) ->
                 wanted = sieve(m, caller, call.pids, call.types)
                 events, following, lost = await fetch(m, following, call.max, wanted)
         return listed(events, following, lost)
-    finally:
-        m.console.readers -= 1
+
+
+def looking(
+    m: Machine, caller: Caller, pids: Sequence[int] | None, types: Sequence[str] | None
+) -> AbstractContextManager[None]:
+    """Say what somebody looks at; a tool's subtree grows while it looks, so it is not asked for by pid."""
+    return m.console.reader(pids if caller.proc is None else None, types)
 
 
 def listed(events: Sequence[Event], following: int, lost: int) -> calls.EventList:
@@ -141,23 +147,19 @@ def sys_subscribe(m: Machine, caller: Caller, call: calls.Subscribe) -> calls.Su
 async def _push(
     m: Machine, caller: Caller, call: calls.Subscribe, number: int, after: int, scope: trio.CancelScope
 ) -> None:
-    m.console.readers += 1
-    try:
-        with scope:
-            while True:
-                wanted = sieve(m, caller, call.pids, call.types)
-                events, following, lost = await fetch(m, after, 256, wanted)
-                if lost:
-                    await _pushed(m, caller, "overflow", {"sub": number, "lost": lost, "next_seq": following})
-                if events:
-                    batch = {"sub": number, "events": [event.flat() for event in events]}
-                    await _pushed(m, caller, "event", batch)
-                waited = after == following
-                after = following
-                if waited or not events:
-                    await m.waits.sleep("events")
-    finally:
-        m.console.readers -= 1
+    with looking(m, caller, call.pids, call.types), scope:
+        while True:
+            wanted = sieve(m, caller, call.pids, call.types)
+            events, following, lost = await fetch(m, after, 256, wanted)
+            if lost:
+                await _pushed(m, caller, "overflow", {"sub": number, "lost": lost, "next_seq": following})
+            if events:
+                batch = {"sub": number, "events": [event.flat() for event in events]}
+                await _pushed(m, caller, "event", batch)
+            waited = after == following
+            after = following
+            if waited or not events:
+                await m.waits.sleep("events")
 
 
 async def _pushed(m: Machine, caller: Caller, method: str, params: Mapping[str, object]) -> None:

@@ -1,7 +1,9 @@
 """A thousand processes that stream at once, and what it is like to look at them meanwhile.
 
 A real daemon, a real HTTP model server (the built-in one, as a process of its own) and `proc.list` again and
-again beside it. Prints a table; wall times are of this machine in this run.
+again beside it. Prints a table; wall times are of this machine in this run. Beside them stands what is left
+when the time is taken off in which the daemon could have run and others had the CPU (/proc/PID/schedstat):
+what it would be if the daemon had a core of its own.
 """
 
 import json
@@ -50,21 +52,31 @@ def stream(folder: str, count: int) -> None:
             call(sock, "proc.spawn", program=f"{folder}/p.toml", prompt=PROMPT.format(delay=0.05))
         spawned = time.perf_counter() - begun
         delays: list[float] = []
+        alone: list[float] = []
         living = count
         while living:
-            before = time.perf_counter()
+            others, before = queued(daemon.process.pid), time.perf_counter()
             procs = call(sock, "proc.list")["procs"]
             delays.append(1000 * (time.perf_counter() - before))
+            others = queued(daemon.process.pid) - others
+            alone.append(max(0.0, delays[-1] - others))
             living = sum(proc["stat"] != "Z" for proc in procs)
             time.sleep(0.1)
         took, spent = time.perf_counter() - begun, daemon.cpu() - cpu
         failed = sum(proc["status"] != 0 for proc in call(sock, "proc.list")["procs"])
     print(f"{count} processes, 200 deltas each, one every 50 ms at best: {took:.1f} s, {failed} failed")
-    print(f"  spawned in {spawned:.2f} s; daemon CPU {1000 * spent / count:.1f} ms a process, {spent / took:.0%} of a core")
-    print(f"  proc.list of all of them: median {statistics.median(delays):.1f} ms, "
-          f"p99 {statistics.quantiles(delays, n=100)[98]:.1f} ms, {len(delays)} samples")
+    print(f"  spawned in {spawned:.2f} s; daemon CPU {1000 * spent / count:.1f} ms a process, "
+          f"{spent / took:.0%} of a core")
+    for what, times in (("proc.list of all of them", delays), ("with a core of its own", alone)):
+        print(f"  {what}: median {statistics.median(times):.1f} ms, "
+              f"p99 {statistics.quantiles(times, n=100)[98]:.1f} ms, {len(times)} samples")
     print(f"  resident: {daemon.rss() / 1e6:.0f} MB")
     daemon.stop()
+
+
+def queued(pid: int) -> float:
+    """Milliseconds that a process's main thread has waited for a CPU so far."""
+    return int(Path(f"/proc/{pid}/schedstat").read_text(encoding="ascii").split()[1]) / 1e6
 
 
 if __name__ == "__main__":

@@ -17,7 +17,9 @@ def main(calls):
     unpacker = msgpack.Unpacker(raw=False, strict_map_key=False)
     found = []
     for msgid, (method, params) in enumerate(calls):
-        named = {key: int(os.environ["LLMPROC_PID"]) if value == "self" else value for key, value in params.items()}
+        named = {
+            key: int(os.environ["LLMPROC_PID"]) if value == "self" else value for key, value in params.items()
+        }
         sock.sendall(msgpack.packb([0, msgid, method, [named]]))
         found.append(answer(sock, unpacker))
     print(json.dumps(found, default=bytes.decode))

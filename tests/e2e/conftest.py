@@ -1,7 +1,8 @@
 """What the end-to-end tests share: a strict endpoint, a daemon as a user starts it, and a small client.
 
 Law: every conversation that any test produces is accepted. When a test ends, the endpoint must have refused
-nothing, an OpenAPI file that others wrote finds no fault with what was sent, and no process of the test is left.
+nothing, an OpenAPI file that others wrote finds no fault with what was sent, and no process of the test is
+left.
 """
 
 import openapi

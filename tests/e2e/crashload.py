@@ -18,9 +18,10 @@ BEGUN = {"turn_start", "api_request", "tool_start", "text", "state"}
 BASH = program("bash", "exit")
 TALK = program()
 WORKER = program(
-    "bash", "read_file", "write_file", "edit_file", "list_dir", "glob", "grep", "calculator", "read_fd", "fd_to_file",
-    "write_stderr", "fork", "spawn", "kill", "wait", "send", "exit",
-    model={"max_iterations": 60}, file_descriptor={"max_direct_output_chars": 2000, "default_page_size": 1000},
+    "bash", "read_file", "write_file", "edit_file", "list_dir", "glob", "grep", "calculator", "read_fd",
+    "fd_to_file", "write_stderr", "fork", "spawn", "kill", "wait", "send", "exit",
+    model={"max_iterations": 60},
+    file_descriptor={"max_direct_output_chars": 2000, "default_page_size": 1000},
 )  # fmt: skip
 
 
@@ -129,14 +130,26 @@ class Load:
     def until_wchan(self, pid: int, *wchans: str) -> None:
         """Wait until a process waits for one of these, or has died meanwhile and is past it."""
         past = (*wchans, "fd:0", "-")
-        self.do(lambda client: client.until(pid, lambda row: row["wchan"] in past and row["turns"] + row["waiting"] >= 0))
+        self.do(
+            lambda client: client.until(
+                pid, lambda row: row["wchan"] in past and row["turns"] + row["waiting"] >= 0
+            )
+        )
 
     # --- the workload -------------------------------------------------------------------------------
 
     def run(self) -> None:
         """All of it."""
         worker = self.spawn("worker", WORKER, WORK)
-        for part in (self.travels, self.is_signalled, self.is_held, self.fails, self.is_changed, self.grows, self.is_forked):
+        for part in (
+            self.travels,
+            self.is_signalled,
+            self.is_held,
+            self.fails,
+            self.is_changed,
+            self.grows,
+            self.is_forked,
+        ):
             part()
         assert self.wait(worker)["message"] == "A done"
         self.check_worker(worker)
@@ -220,7 +233,9 @@ class Load:
         assert self.do(lambda client: client.call("proc.limits", pid=pid))["limits"]
         gone = self.spawn("gone", TALK, "!say gone")
         self.wait(gone)
-        self.do(lambda client: client.call("proc.remove", pids=[gone]), lambda client: not listed(client, gone))
+        self.do(
+            lambda client: client.call("proc.remove", pids=[gone]), lambda client: not listed(client, gone)
+        )
         self.removed.append(gone)
         self.close(pid)
         assert self.wait(pid)["status"] == 0
@@ -231,7 +246,12 @@ class Load:
         pid = self.spawn("grower", WORKER, interactive=True)
         self.send(pid, f"{use('bash', command=command, background=True)}\n!say started")
         self.turns(pid, 2)
-        self.do(lambda client: client.until(pid, lambda _: all(row["complete"] for fd, row in client.fds(pid).items() if fd not in {0, 1, 2})))
+        self.do(
+            lambda client: client.until(
+                pid,
+                lambda _: all(row["complete"] for fd, row in client.fds(pid).items() if fd not in {0, 1, 2}),
+            )
+        )
 
     def is_forked(self) -> None:
         """Two children by a user, at the head of an ended process."""
@@ -311,9 +331,10 @@ def play(folder: Path, url: str, point: str) -> str:
     try:
         load.run()
         assert load.deaths == (1 if point else 0), "the daemon did not die"
-        return ""
     except Exception as error:  # noqa: BLE001 - a report for all points at once
         return "".join(traceback.format_exception(error))[-3000:]
+    else:
+        return ""
     finally:
         load.client.close()
         if daemon.process is not None:

@@ -14,9 +14,10 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import msgpack
+import pytest
 
 PATIENCE = float(os.environ.get("LLMPROC_TEST_PATIENCE", "60"))
 """Seconds after which a test gives up waiting; generous, since nothing here measures speed."""
@@ -58,7 +59,7 @@ class Client:
         self._replies: dict[int, tuple[Any, Any]] = {}
         self._last = 0
 
-    def __enter__(self) -> "Client":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -249,14 +250,12 @@ def toml(table: Mapping[str, Any]) -> str:
 @contextlib.contextmanager
 def refused(name: str, *words: str) -> Iterator[None]:
     """The block must be refused with this errno, in these words."""
-    try:
+    with pytest.raises(RefusedError) as told:
         yield
-    except RefusedError as error:
-        assert error.name == name, error.text
-        for word in words:
-            assert word in error.text, error.text
-    else:
-        raise AssertionError(f"not refused; {name} was due")
+    text = told.value.text
+    assert told.value.name == name, text
+    for word in words:
+        assert word in text, text
 
 
 class Daemon:

@@ -62,6 +62,16 @@ def kept(strict, count):
 
 
 @pytest.fixture
+def client(house, strict):
+    """A connection. The strict endpoint judges alone: no description of the API has tomorrow's blocks."""
+    strict.reset()
+    with house.client() as connection:
+        yield connection
+        house.sweep(connection)
+    assert strict.refusals() == [], "the endpoint refused what a process sent"
+
+
+@pytest.fixture
 def answered(client):
     """A process that was answered with everything: in a tool turn, and at the end of its run."""
     pid = client.spawn(TOOLS, interactive=True)

@@ -1,4 +1,4 @@
-"""Endpoints that refuse or answer nonsense: a clear sentence, an errno, and a process that goes on afterwards."""
+"""Endpoints that refuse or answer nonsense: a clear sentence, an errno, a process that goes on afterwards."""
 
 import json
 import threading
@@ -163,11 +163,11 @@ def test_a_process_that_ended_so_is_resumed_by_a_fork(client, endpoint):
     """Without an open fd 0 the failure is the end: status 1, and a fork has the same history."""
     endpoint.always(error(404, "not_found_error", "model: good-model"))
     pid = client.call("proc.spawn", program=at(endpoint), prompt="hello")["pid"]
-    (row,) = client.wait(pid)
+    row = client.wait(pid)
     assert row["status"] == 1
     endpoint.always(stream())
     (child,) = client.call("proc.fork", pid=pid, prompts=["again"])["pids"]
-    (row,) = client.wait(child)
+    row = client.wait(child)
     assert (row["status"], row["message"]) == (0, "fine")
     assert [block["text"] for block in endpoint.bodies[-1]["messages"][0]["content"]] == ["hello", "again"]
 
@@ -198,7 +198,7 @@ def test_a_web_page_is_no_model(client, endpoint, status, errno, asked):
     """A base_url that is somebody's web site, a proxy's error page, or a redirect."""
     endpoint.always((status, "text/html; charset=utf-8", PAGE))
     pid = client.call("proc.spawn", program=at(endpoint), interactive=True)["pid"]
-    failed(client, pid, f"{errno}: ", endpoint.url)
+    failed(client, pid, f"{errno}: ", "redirect" if status == 301 else 'a web page, "Welcome"')
     assert len(endpoint.bodies) == asked
     endpoint.always(stream())
     goes_on(client, endpoint, pid)

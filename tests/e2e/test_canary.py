@@ -16,11 +16,13 @@ def lived(fresh, strict):
     fresh.start(LOCAL_KEY="")
     with fresh.client() as client:
         client.finish(BASH, script("!bash env; seq 9999", "!say done"), cwd=str(fresh.work))
-        client.finish(BASH, f"!fail 401 authentication_error\n!say {{{{n}}}}")
+        client.finish(BASH, "!fail 401 authentication_error\n!say {{n}}")
         pid = client.spawn(BASH, "!bash env > env; touch here; sleep 1000", cwd=str(fresh.work))
         while not (fresh.work / "here").exists():
             client.get(pid)
-        assert any(CANARY in str(request["headers"]) for request in strict.requests()), "the key was never used"
+        assert any(CANARY in str(request["headers"]) for request in strict.requests()), (
+            "the key was never used"
+        )
         yield fresh, client, pid
 
 
@@ -69,7 +71,7 @@ def below(pid, root):
 
 def test_not_in_anything_the_socket_says(lived):
     """Events, inspect, history, descriptors, status and the method table."""
-    daemon, client, _ = lived
+    _, client, _ = lived
     said = [client.call(method) for method in ("hello", "sys.status", "sys.api", "prog.list", "fd.list")]
     said += [client.events(), client.call("proc.list", all=True)]
     for row in client.call("proc.list", all=True)["procs"][1:]:
@@ -95,7 +97,10 @@ def test_a_model_cannot_read_it(lived):
         use("read_file", file_path=f"/proc/{daemon.pid}/environ"),
         use("read_file", file_path="/proc/self/environ"),
         use("read_file", file_path="/proc/self/mem"),
-        use("bash", command=f"tr '\\0' '\\n' < /proc/{daemon.pid}/environ; tr '\\0' '\\n' < /proc/$PPID/environ"),
+        use(
+            "bash",
+            command=f"tr '\\0' '\\n' < /proc/{daemon.pid}/environ; tr '\\0' '\\n' < /proc/$PPID/environ",
+        ),
         "!say done",
     )
     pid, row = client.finish(BASH, prompt)

@@ -24,7 +24,11 @@ def test_there_are_enough_points(points):
     """Before and after each commit, each tool, each model call, each file that is adopted."""
     print(f"{len(points)} named points: {' '.join(sorted(points))}")
     assert len(points) >= LEAST_POINTS
-    alone = {point for point in points if point.endswith(".before") and point.replace(".before", ".after") not in points}
+    alone = {
+        point
+        for point in points
+        if point.endswith(".before") and point.replace(".before", ".after") not in points
+    }
     assert alone == set()
 
 

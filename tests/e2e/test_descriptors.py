@@ -1,5 +1,6 @@
 """Descriptors: long outputs as files, read exactly by users and page by page by models."""
 
+import itertools
 import random
 import re
 import threading
@@ -100,7 +101,7 @@ def test_all_pages_joined_are_the_content(opened, client, content):
     client.run(pid, f"!{calls}\n!say ok")
     pages = [frame(text) for text in client.results(pid)[1:]]
     assert "".join(body for _, body in pages) == content
-    for (_, body), (pairs, _) in zip(pages, pages[1:], strict=False):
+    for (_, body), (pairs, _) in itertools.pairwise(pages):
         assert (pairs["continued"] == "true") == (not body.endswith("\n"))
         assert body.endswith("\n") or len(body) == PAGE
     assert [pairs["page"] for pairs, _ in pages] == [str(n) for n in range(1, count + 1)]
@@ -132,13 +133,17 @@ def test_bytes_that_are_no_text(opened, client):
     client.run(pid, f"{calls}\n!say ok")
     shown = "".join(frame(text)[1] for text in client.results(pid)[1:])
     assert shown == data.decode(errors="backslashreplace")
-    client.run(pid, f"{use('fd_to_file', fd='fd:3', file_path='copy')}\n!bash cmp content copy && echo same\n!say ok")
+    client.run(
+        pid, f"{use('fd_to_file', fd='fd:3', file_path='copy')}\n!bash cmp content copy && echo same\n!say ok"
+    )
     assert client.result(pid) == "same\n[exit 0]"
 
 
 def test_an_error_text_becomes_a_file_too(client):
     """Every result does, whatever made it; it is still an error."""
-    small = program("read_file", "read_fd", file_descriptor={"max_direct_output_chars": 200, "default_page_size": 100})
+    small = program(
+        "read_file", "read_fd", file_descriptor={"max_direct_output_chars": 200, "default_page_size": 100}
+    )
     pid, _ = client.finish(small, f"{use('read_file', file_path='x' * 300)}\n!say ok")
     (block,) = client.history(pid)[2]["content"]
     assert block["is_error"] is True
@@ -220,7 +225,9 @@ def test_what_is_capped_can_be_read_on(opened, client, name, arguments):
     elif "mode" in arguments:
         assert text == "".join(re.findall(r"[^\n]*\n|[^\n]+", content)[:200])
     else:
-        assert text == "".join(client.call("fd.read", pid=pid, fd=3, page=n)["data"].decode() for n in range(1, 6))
+        assert text == "".join(
+            client.call("fd.read", pid=pid, fd=3, page=n)["data"].decode() for n in range(1, 6)
+        )
 
 
 def test_grep(opened, client):
@@ -316,7 +323,7 @@ def test_a_model_reads_its_descendants_descriptors(client, tmp_path):
     prompt = script(
         use("fork", prompts=[make]), '!read_fd {"fd": "{{result:"pid":([0-9]+)}}/fd:3"}', "!say {{result}}"
     )
-    pid, row = client.finish(READER, prompt, cwd=str(tmp_path))
+    _, row = client.finish(READER, prompt, cwd=str(tmp_path))
     pairs, body = frame(row["message"])
     assert body.startswith("1\n2\n3\n")
     child = int(pairs["fd"].partition("/")[0])
@@ -392,7 +399,9 @@ def test_references(client):
 
 def test_a_command_in_the_background_grows_a_file(client, tmp_path):
     """The model goes on; the file says that it grows, and is complete when the command ends."""
-    command = "for n in 1 2 3; do echo part $n; sleep 0.2; done; while [ ! -e go ]; do sleep 0.05; done; echo end"
+    command = (
+        "for n in 1 2 3; do echo part $n; sleep 0.2; done; while [ ! -e go ]; do sleep 0.05; done; echo end"
+    )
     pid = client.spawn(READER, interactive=True, cwd=str(tmp_path))
     call = use("bash", command=command, background=True)
     assert client.run(pid, f"{call}\n!say started")["message"] == "started"

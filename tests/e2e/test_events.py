@@ -1,4 +1,4 @@
-"""Events: their order, their numbers across restarts, readers that are slow, and what is shown as it comes."""
+"""Events: their order, their numbers across restarts, slow readers, and what is shown as it comes."""
 
 import socket
 import time
@@ -98,7 +98,12 @@ def pushed(client, sub, enough):
     """Events of a subscription until there are enough of them."""
     deadline = time.monotonic() + 60
     while True:
-        events = [e for name, (told,) in client.notices if name == "event" and told["sub"] == sub for e in told["events"]]
+        events = [
+            e
+            for name, (told,) in client.notices
+            if name == "event" and told["sub"] == sub
+            for e in told["events"]
+        ]
         if events and enough(events):
             return events
         assert time.monotonic() < deadline

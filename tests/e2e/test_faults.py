@@ -88,7 +88,13 @@ def test_a_fault_that_stays_is_given_up(client):
 def test_the_conversation_is_valid_after_every_fault(client):
     """An interactive process rests, and answers the next message."""
     pid = client.spawn(BASH, interactive=True)
-    for fault in ["!fail 400", "!fail 413 request_too_large", "!badjson bash", "!empty", "!say x\n!& !stop refusal"]:
+    for fault in [
+        "!fail 400",
+        "!fail 413 request_too_large",
+        "!badjson bash",
+        "!empty",
+        "!say x\n!& !stop refusal",
+    ]:
         client.run(pid, fault)
     assert client.run(pid, "!bash echo fine\n!say done")["message"] == "done"
 

@@ -1,7 +1,6 @@
 """Forks: by users at any settled message, by models alone and beside other tools."""
 
 import json
-import os
 
 import pytest
 from e2ekit import MODEL, program, refused, script, texts, use
@@ -13,7 +12,10 @@ FORK = program("fork", "bash", "exit", "read_fd")
 def common(one: str, other: str) -> str:
     """What two bodies begin with, cache markers apart."""
     mark = ',"cache_control":{"type":"ephemeral"}'
-    return os.path.commonprefix([one.replace(mark, ""), other.replace(mark, "")])
+    one, other = one.replace(mark, ""), other.replace(mark, "")
+    pairs = enumerate(zip(one, other, strict=False))
+    shorter = min(len(one), len(other))
+    return one[: next((number for number, (mine, theirs) in pairs if mine != theirs), shorter)]
 
 
 # --- by a user --------------------------------------------------------------------------------------
@@ -40,7 +42,9 @@ def test_a_child_goes_on_from_the_parents_head(client, talked):
         assert texts(client.history(child)) == ["!say one", "one", "!say two", "two", f"!say {word}", word]
         assert client.get(child)["ppid"] == 1
         assert client.get(child)["birth"] == talked
-    assert client.get(talked) == before
+    after = client.get(talked)
+    assert after.pop("cost_usd") > before.pop("cost_usd"), "what children spend is counted for their parent"
+    assert after == before
 
 
 def test_without_a_prompt_the_child_rests_with_fd_0_open(client, talked, strict):
@@ -113,7 +117,9 @@ def test_requests_are_identical_up_to_the_fork(client, strict):
     client.run(pid, "?A")
     (mine,), (theirs,) = strict.bodies("?A"), strict.bodies("!say B")
     same = common(mine, theirs)
-    assert same.endswith('the fork point","citations":null}]},{"role":"user","content":[{"type":"text","text":"')
+    assert same.endswith(
+        'the fork point","citations":null}]},{"role":"user","content":[{"type":"text","text":"'
+    )
 
 
 def test_a_user_fork_is_safe_to_repeat(client, talked):
@@ -175,7 +181,7 @@ def test_what_a_child_reads(client):
 
 def test_a_failed_child_is_marked(client):
     """Status and message of each; `error` for one that did not end with 0."""
-    pid, _ = client.finish(FORK, "!fork !exit {\"status\": 9, \"message\": \"no luck\"} | !say fine\n!say joined")
+    pid, _ = client.finish(FORK, '!fork !exit {"status": 9, "message": "no luck"} | !say fine\n!say joined')
     one, two = json.loads(client.result(pid))
     assert (one["status"], one["message"], one["error"]) == (9, "no luck", True)
     assert "error" not in two
@@ -231,7 +237,7 @@ def test_a_child_may_not_fork_unless_the_program_says_so(client):
 def test_the_models_requests_are_identical_up_to_the_fork(client, strict):
     """Parent and children send the same bytes until the fork's own result."""
     prompt = script("!bash echo before", "!bash echo beside", "!& !fork !say C1 | !say C2", "!say joined")
-    pid, _ = client.finish(FORK, prompt)
+    client.finish(FORK, prompt)
     parent = strict.bodies()[-1]
     children = strict.bodies("pid 0: you are the child")
     assert len(children) == 2
@@ -340,7 +346,9 @@ def test_spawn_with_preloaded_files(client, tmp_path):
 def test_spawn_passes_descriptors(client, tmp_path):
     """Those named, by the same numbers; the child reads them and no others."""
     make = script("!bash seq 5000", "!bash seq 5001 9999")
-    give = use("spawn", prompt="!read_fd fd:3\n!read_fd fd:4\n!say {{result}}", program_name="expert", fds=["fd:3"])
+    give = use(
+        "spawn", prompt="!read_fd fd:3\n!read_fd fd:4\n!say {{result}}", program_name="expert", fds=["fd:3"]
+    )
     pid, _ = client.finish(linked(tmp_path), f"{make}\n{give}\n!say on")
     child = client.call("proc.list", all=True)["procs"][-1]["pid"]
     page, missing = client.results(child)
@@ -363,9 +371,11 @@ def test_wait_kill_and_send_reach_descendants_only(client):
     other = client.spawn(TALK, interactive=True)
     tools = program("spawn", "wait", "kill", "send", tools={"child_access": "admin"})
     prompt = script(
-        use("kill", pid=other, signal="TERM"), use("send", pid=other, message="hello"), use("wait", pids=[other]),
+        use("kill", pid=other, signal="TERM"),
+        use("send", pid=other, message="hello"),
+        use("wait", pids=[other]),
         "!say on",
-    )  # fmt: skip
+    )
     pid, _ = client.finish(tools, prompt)
     for result in client.results(pid):
         assert result.startswith("EPERM"), result

@@ -99,7 +99,9 @@ def test_text_after_a_user_message_joins_it(client, talk, strict):
     assert texts([last]) == ["!say two!say both"]
 
 
-@pytest.mark.parametrize(("to", "errno"), [("m999999", "ENOENT"), ("12", "EINVAL"), ("m-1", "EINVAL"), ("", "EINVAL")])
+@pytest.mark.parametrize(
+    ("to", "errno"), [("m999999", "ENOENT"), ("12", "EINVAL"), ("m-1", "EINVAL"), ("", "EINVAL")]
+)
 def test_a_message_that_is_not_there(client, talk, to, errno):
     """ENOENT; what is no message id is EINVAL. The head stays."""
     pid, ids = talk

@@ -23,7 +23,9 @@ def test_wall_of_the_program(client):
 
 def test_wall_at_spawn_wins(client):
     """What the user says counts."""
-    pid, row = client.finish({**BASH, "limits": {"wall": 0.01}}, "!bash sleep 0.1\n!say x", limits={"wall": "30s"})
+    pid, row = client.finish(
+        {**BASH, "limits": {"wall": 0.01}}, "!bash sleep 0.1\n!say x", limits={"wall": "30s"}
+    )
     assert row["status"] == 0
     assert used(client, pid)["wall"]["hard"] == 30
 
@@ -81,9 +83,15 @@ def test_soft_turns_ask_for_one_last_turn(client):
 def test_a_childs_use_counts_for_its_ancestors(client):
     """A tree spends one budget."""
     prog = program("fork", "bash", "spawn")
-    pid, row = client.finish(prog, script(use("fork", prompts=["!bash true\n" * 9] * 2), "!say x"), limits={"turns": 6})
+    pid, row = client.finish(
+        prog, script(use("fork", prompts=["!bash true\n" * 9] * 2), "!say x"), limits={"turns": 6}
+    )
     assert row["status"] == 152
-    total = sum(one["turns"] for one in client.call("proc.list", all=True)["procs"] if pid in {one["pid"], one["birth"]})
+    total = sum(
+        one["turns"]
+        for one in client.call("proc.list", all=True)["procs"]
+        if pid in {one["pid"], one["birth"]}
+    )
     assert total <= 6
 
 
@@ -99,7 +107,9 @@ def test_tokens(client):
 def test_procs(client):
     """Living ones of the subtree, itself too; to a model an error result."""
     prog = program("spawn", "fork")
-    calls = script(*[use("spawn", prompt="!sleep 60", wait=False)] * 3, use("fork", prompts=["x", "y"]), "!say on")
+    calls = script(
+        *[use("spawn", prompt="!sleep 60", wait=False)] * 3, use("fork", prompts=["x", "y"]), "!say on"
+    )
     pid, row = client.finish(prog, calls, limits={"procs": 2})
     assert row["message"] == "on"
     results = client.results(pid)

@@ -1,7 +1,7 @@
 """Processes by their users: spawn, wait, signals, exec and the small calls, over the real socket."""
 
-import os
 import time
+from pathlib import Path
 
 import pytest
 from e2ekit import ALL_TOOLS, program, refused, script, texts, toml
@@ -269,7 +269,9 @@ def busy(request, client):
     return pid
 
 
-@pytest.mark.parametrize(("sig", "status"), [("INT", 130), ("TERM", 143), ("KILL", 137), (9, 137), ("SIGTERM", 143)])
+@pytest.mark.parametrize(
+    ("sig", "status"), [("INT", 130), ("TERM", 143), ("KILL", 137), (9, 137), ("SIGTERM", 143)]
+)
 def test_a_signal_ends_a_running_batch_process(client, busy, sig, status):
     """130, 143, 137; its conversation stays valid and can be resumed by a fork."""
     client.signal(busy, sig)
@@ -400,10 +402,10 @@ def test_a_killed_processs_tools_leave_nothing(client, tmp_path):
 def alive(pid):
     """Is there such a process, and is it no zombie?"""
     try:
-        with open(f"/proc/{pid}/stat") as stat:
-            return stat.read().rpartition(")")[2].split()[0] != "Z"
+        stat = Path(f"/proc/{pid}/stat").read_text()
     except FileNotFoundError:
         return False
+    return stat.rpartition(")")[2].split()[0] != "Z"
 
 
 def test_hup_reads_the_program_file_again(client, tmp_path, strict):
@@ -517,7 +519,7 @@ def test_a_stop_of_the_daemon_is_a_crash_with_manners(fresh):
         pid = client.spawn(BASH, "!sleep 0.4\n!say resumed")
         client.until_wchan(pid, "api")
     assert fresh.stop() == 0
-    assert not os.path.exists(fresh.socket)
+    assert not Path(fresh.socket).exists()
     fresh.start()
     with fresh.client() as client:
         assert client.wait(pid)["message"] == "resumed"
@@ -543,7 +545,7 @@ def test_exec_keeps_the_history(client, strict):
     client.call("proc.exec", pid=pid, program=program("bash", prompt={"system": "second"}))
     client.run(pid, "!bash echo tools\n!say two")
     assert client.result(pid) == "tools\n[exit 0]"
-    assert 'second' in strict.bodies()[-1]
+    assert "second" in strict.bodies()[-1]
     assert "!say one" in strict.bodies()[-1]
 
 

@@ -69,11 +69,13 @@ def test_errors_come_in_the_shape_that_was_asked_for(daemon, shape):
 def test_every_method_is_in_the_table(client):
     """With help and JSON Schemas."""
     methods = {method["name"]: method for method in client.call("sys.api")["methods"]}
-    named = """
-        hello sys.api sys.status sys.reload sys.stop proc.spawn proc.run proc.list proc.get proc.signal proc.wait
-        proc.send proc.fork proc.goto proc.exec proc.limits proc.renice proc.rename proc.remove proc.history
-        fd.list fd.stat fd.read fd.write events.read events.subscribe events.unsubscribe prog.list prog.check
-        """.split()  # fmt: skip
+    named = [
+        "hello", "sys.api", "sys.status", "sys.reload", "sys.stop", "proc.spawn", "proc.run",
+        "proc.list", "proc.get", "proc.signal", "proc.wait", "proc.send", "proc.fork", "proc.goto",
+        "proc.exec", "proc.limits", "proc.renice", "proc.rename", "proc.remove", "proc.history",
+        "fd.list", "fd.stat", "fd.read", "fd.write", "events.read", "events.subscribe",
+        "events.unsubscribe", "prog.list", "prog.check",
+    ]  # fmt: skip
     assert set(named) <= set(methods)
     for method in methods.values():
         assert method["help"]
@@ -143,7 +145,9 @@ def test_a_half_closed_client_is_still_answered(daemon):
     sock.close()
 
 
-@pytest.mark.parametrize("junk", [b"\xc1", b"GET / HTTP/1.1\r\n\r\n", os.urandom(4096), b"\xdd\xff\xff\xff\xff" * 10])
+@pytest.mark.parametrize(
+    "junk", [b"\xc1", b"GET / HTTP/1.1\r\n\r\n", os.urandom(4096), b"\xdd\xff\xff\xff\xff" * 10]
+)
 def test_junk_ends_its_own_connection_only(client, daemon, junk):
     """The others do not notice."""
     sock = raw(daemon)
@@ -177,8 +181,8 @@ def test_what_was_answered_survives_kill_9(fresh):
 
 def test_socket_and_state_are_the_users_alone(house):
     """0600 and 0700."""
-    assert stat.S_IMODE(os.stat(house.socket).st_mode) == 0o600
-    assert stat.S_IMODE(os.stat(house.state).st_mode) == 0o700
+    assert stat.S_IMODE(Path(house.socket).stat().st_mode) == 0o600
+    assert stat.S_IMODE(house.state.stat().st_mode) == 0o700
 
 
 def test_a_second_daemon_is_refused(daemon):
@@ -261,13 +265,19 @@ def test_no_tool_outlives_the_daemon(fresh):
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("arguments", [["--frobnicate"], ["--log-level", "shout"], ["--config", "/nowhere/x.toml"]])
+@pytest.mark.parametrize(
+    "arguments", [["--frobnicate"], ["--log-level", "shout"], ["--config", "/nowhere/x.toml"]]
+)
 def test_it_does_not_start_with_nonsense(arguments):
     """Status 1 or 2, and a line that says why."""
     run = subprocess.run(
-        [sys.executable, "-m", "llmprocd", *arguments], capture_output=True, text=True, timeout=60, check=False,
+        [sys.executable, "-m", "llmprocd", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
         cwd=Path(__file__).parents[2],
-    )  # fmt: skip
+    )
     assert run.returncode in {1, 2}
     assert "Traceback" not in run.stderr
     assert run.stderr.strip()

@@ -62,7 +62,9 @@ def test_calculator_and_stderr(client):
 
 def test_bash(client, tmp_path):
     """stdout and stderr together, then the status; a command that fails is no error of the tool."""
-    pid, _ = client.finish(EVERYTHING, script("!bash echo out; echo err >&2; exit 3", "!say ok"), cwd=str(tmp_path))
+    pid, _ = client.finish(
+        EVERYTHING, script("!bash echo out; echo err >&2; exit 3", "!say ok"), cwd=str(tmp_path)
+    )
     assert client.result(pid) == "out\nerr\n[exit 3]"
     assert errors(client, pid) == [False]
 
@@ -74,7 +76,10 @@ FAILURES = {
     "an unknown argument": (use("read_file", file_path="x", color="red"), "color"),
     "a wrong type": (use("bash", command=7), "command"),
     "an unknown tool": ("!tool frobnicate {}", "not available: frobnicate"),
-    "a text that is not there": (use("edit_file", file_path="/etc/hostname", old_text="@@", new_text="x"), "not found"),
+    "a text that is not there": (
+        use("edit_file", file_path="/etc/hostname", old_text="@@", new_text="x"),
+        "not found",
+    ),
     "no arithmetic": (use("calculator", expression="import os"), ""),
     "a time limit": (use("bash", command="sleep 30", timeout_s=0.2), "timed out after 0.2 s"),
     "a bad pattern": (use("grep", pattern="("), "pattern"),
@@ -239,7 +244,10 @@ def test_other_trees_are_eperm(from_tool, client, level):
     other = client.spawn(program(), interactive=True)
     calls = [[method, {"pid": other, **params}] for method, params in DANGEROUS.items()]
     calls += [["proc.wait", {"pids": [other], "timeout_ms": 1}], ["proc.remove", {"pids": [other]}]]
-    calls += [["proc.signal", {"pid": 1, "signal": "TERM"}], ["proc.spawn", {"program": "x", "fds": [f"{other}/fd:1"]}]]
+    calls += [
+        ["proc.signal", {"pid": 1, "signal": "TERM"}],
+        ["proc.spawn", {"program": "x", "fds": [f"{other}/fd:1"]}],
+    ]
     _, found = from_tool(level, calls)
     names = {call[0]: answer.get("error") for call, answer in zip(calls[:-1], found[:-1], strict=True)}
     assert set(names.values()) == {"EPERM"}, names
@@ -257,7 +265,8 @@ def test_the_daemon_is_eperm(from_tool, client, level):
 
 
 @pytest.mark.parametrize(
-    ("level", "allowed"), [("read", set()), ("write", {"proc.send"}), ("admin", {"proc.send", "proc.spawn", "proc.fork"})]
+    ("level", "allowed"),
+    [("read", set()), ("write", {"proc.send"}), ("admin", {"proc.send", "proc.spawn", "proc.fork"})],
 )
 def test_what_each_level_may_do_in_its_own_tree(from_tool, level, allowed):
     """read looks, write sends too, admin spawns, forks and signals too."""
@@ -293,7 +302,7 @@ def test_hello_says_whose_tool_it_is(from_tool):
 def test_a_daemonised_tool_is_still_a_tool(client, tmp_path):
     """setsid and a double fork change nothing; a limit or a daemon cannot be reached that way."""
     command = (
-        f"setsid sh -c '({sys.executable} {CALLS} \"[[\\\"sys.stop\\\", {{}}]]\" > out; touch done) &'; "
+        f'setsid sh -c \'({sys.executable} {CALLS} "[[\\"sys.stop\\", {{}}]]" > out; touch done) &\'; '
         "while [ ! -e done ]; do sleep 0.02; done; cat out"
     )
     pid, _ = client.finish(program("bash"), f"{use('bash', command=command)}\n!say ok", cwd=str(tmp_path))

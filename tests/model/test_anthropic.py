@@ -8,7 +8,7 @@ import random
 import subprocess
 import sys
 import warnings
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from functools import partial
 
 import httpx2
@@ -20,7 +20,7 @@ from llmprocd.abi.types import MessageId, ToolUseId
 from llmprocd.kernel.state import Image, Node, ToolResult
 from llmprocd.model import script_http
 from llmprocd.model.anthropic import Anthropic, Pieces, retry_after
-from llmprocd.model.body import Transcript, prefix, tool_results, user_text
+from llmprocd.model.body import Transcript, counted, prefix, tool_results, user_text
 from llmprocd.model.pool import Pool
 from llmprocd.model.protocol import ModelError
 from llmprocd.model.script import Engine
@@ -37,6 +37,7 @@ STREAM = (
     b'data: {"type":"message_stop"}\n\n'
 )
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n"
+JSON = b"content-type: application/json"
 WHOLE = HEAD + b"content-length: %d\r\n\r\n" % len(STREAM) + STREAM
 
 
@@ -620,3 +621,56 @@ async def test_idle_connections_expire():
                 await trio.sleep(0.06)
                 await client.post(url)
             assert (pool.busy, pool.idle) == (0, 1)
+
+
+# --- windows, counting ------------------------------------------------------------------------------
+
+
+async def test_windows_and_counts_come_through_the_sdk():
+    """The list of models, and count_tokens with what of a body it takes."""
+    async with asking() as model:
+        windows = await model.windows(image(provider="script"))
+        assert windows["claude-sonnet-5-5"] == 1_000_000
+        at = image(provider="script")
+        assert await model.count(at, counted(body("hello", at))) > 10
+
+
+@pytest.mark.parametrize("said", [b"[]", b'{"data":7}', b'{"data":[{"id":"x"}]}', b"<html>"])
+async def test_an_endpoint_that_answers_something_else_is_no_harm(said):
+    """There is no count then, and no window but for the models that it names one for."""
+    async with endpoint(replying(status(200, said, JSON))) as (url, _, _), asking() as model:
+        at = image(base_url=url)
+        with pytest.raises(ModelError) as caught:
+            await model.count(at, counted(body("hello", at)))
+        assert caught.value.errno is Errno.EPROTO
+        if b'"x"' in said:
+            assert await model.windows(at) == {}
+        else:
+            with pytest.raises(ModelError):
+                await model.windows(at)
+
+
+# --- quotas -----------------------------------------------------------------------------------------
+
+
+async def test_what_the_headers_tell_of_limits_is_heard_of_every_answer():
+    """Of an answer when it begins, and of a refusal."""
+    told = (b"anthropic-ratelimit-requests-limit: 50", b"anthropic-ratelimit-requests-remaining: 0")
+    whole = WHOLE.replace(b"\r\n", b"\r\n" + b"\r\n".join(told) + b"\r\n", 1)
+    for answer in (whole, status(429, b"{}", *told), status(400, b"{}", *told)):
+        heard = []
+        async with endpoint(replying(answer)) as (url, _, _), asking(url) as model:
+            turn = Turn("claude-sonnet-5-5", lambda _: None)
+            with nullcontext() if answer is whole else pytest.raises(ModelError):
+                await model.infer(image(), body("hello"), turn, heard.append)
+        assert [(quota.requests.limit, quota.requests.left) for quota in heard] == [(50, 0)]
+
+
+async def test_a_refusal_that_names_no_time_is_waited_out_by_its_limits():
+    """429 without Retry-After: until what is used up comes back."""
+    reset = b"anthropic-ratelimit-input-tokens-reset: 2999-01-01T00:00:00Z"
+    used_up = b"anthropic-ratelimit-input-tokens-remaining: 0"
+    for extra, named in (((used_up, reset), True), ((reset,), False)):
+        async with endpoint(replying(status(429, b"{}", *extra))) as (url, _, _), asking(url) as model:
+            fault = await refused(model)
+            assert (fault.retry_after is not None) == named

@@ -250,6 +250,12 @@ def test_the_answers_to_forks_are_left_to_differ():
     assert marked(words("a"), asks(2), alone) == ["tool", "system", "1.1", "end"]
 
 
+def test_a_notice_is_no_text_of_its_own():
+    """What siblings share ends before their task, also for one that is told how full its window is."""
+    notice = words("<context_notice>full</context_notice>")
+    assert marked(words("a"), said("b"), words("c"), notice) == ["tool", "system", "1.0", "end"]
+
+
 def test_what_cannot_carry_a_marker_gets_none():
     """Thinking, and kinds that are not known here."""
     for last in (THINKS, b'{"type":"hologram"}'):

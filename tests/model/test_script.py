@@ -550,3 +550,101 @@ def test_what_was_received_can_be_looked_at():
     assert len(engine.requests) == 1
     engine.forget()
     assert (engine.requests, engine.refusals) == ([], [])
+
+
+# The cache's books, diagnostics, the window
+
+
+def test_the_books_are_what_the_answers_said():
+    """Every answer's usage is in them, until they are forgotten."""
+    engine = Engine()
+    usages = [
+        reply(engine, [{"role": "user", "content": "!say " + "words " * 600}])["usage"] for _ in range(2)
+    ]
+    books = json.loads(engine.answer("GET", "/_script/books", {}, b"", 0.0).body)
+    assert books.pop("answers") == 2
+    assert books == {name: sum(usage[name] for usage in usages) for name in books}
+    engine.forget()
+    assert engine.books.answers == 0
+
+
+RULES = [{"type": "text", "text": "be good " * 100}]
+ASK = [{"role": "user", "content": "!say one"}]
+
+
+def told(change, first=None):
+    """What the second of two requests is told, compared with the first."""
+    engine = Engine()
+    fields = {"system": RULES, "diagnostics": {"previous_message_id": None}}
+    before = reply(engine, first or ASK, **fields)
+    assert before["diagnostics"] is None
+    fields["diagnostics"] = {"previous_message_id": before["id"]}
+    return reply(engine, **{"messages": ASK, **fields, **change})["diagnostics"]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"model": "claude-opus-5-5"}, "model_changed"),
+        ({"tools": [{"name": "t", "input_schema": {"type": "object"}}]}, "tools_changed"),
+        ({"system": "be bad"}, "system_changed"),
+        ({"messages": [{"role": "user", "content": "!say two"}]}, "messages_changed"),
+        ({"diagnostics": {"previous_message_id": "msg_no"}}, "previous_message_not_found"),
+    ],
+)
+def test_diagnostics_name_what_has_changed(change, reason):
+    """The first part of the prompt that is another one."""
+    assert told(change)["cache_miss_reason"]["type"] == reason
+
+
+def test_diagnostics_are_null_when_the_prompt_goes_on():
+    """Markers apart, what was there before is there."""
+    more = [*ASK, {"role": "assistant", "content": "one"}, {"role": "user", "content": "!say two"}]
+    assert told({"messages": more}) is None
+    assert told({"messages": more, "cache_control": {"type": "ephemeral"}}) is None
+    assert "diagnostics" not in reply(Engine(), ASK)
+
+
+def test_a_prompt_longer_than_the_window_is_refused():
+    """In the API's words; the list of models says how long it may be."""
+    engine = Engine(window=100)
+    answer = ask(engine, "!say " + "words " * 100)
+    assert answer.status == 400
+    assert "prompt is too long: 158 tokens > 100 maximum" in json.loads(answer.body)["error"]["message"]
+    listed = json.loads(engine.answer("GET", "/v1/models", KEY, b"", 0.0).body)["data"]
+    assert {model["max_input_tokens"] for model in listed} == {100}
+
+
+def test_an_answer_that_does_not_fit_beside_its_prompt_is_cut_off():
+    """With a stop reason of its own; max_tokens counts where it is less."""
+    engine = Engine(window=100)
+    assert reply(engine, "!say " + "words " * 40)["stop_reason"] == "model_context_window_exceeded"
+    assert reply(engine, "!say " + "words " * 40, max_tokens=9)["stop_reason"] == "max_tokens"
+    assert reply(engine, "!say short")["stop_reason"] == "end_turn"
+
+
+def test_an_endpoint_can_be_without_this_and_that():
+    """As servers are that speak the API and do not have all of it."""
+    engine = Engine(without=["diagnostics", "models"])
+    assert ask(engine, "!say x", diagnostics=None).status == 400
+    assert engine.answer("GET", "/v1/models", KEY, b"", 0.0).status == 404
+    assert ask(engine, "!say x").status == 200
+
+
+def test_a_notice_of_the_daemon_does_not_govern():
+    """The user's text beside it does."""
+    notice = {"type": "text", "text": "<context_notice>full</context_notice>"}
+    content = [{"type": "text", "text": "!say mine"}, notice]
+    assert text_of(reply(Engine(), [{"role": "user", "content": content}])) == "mine"
+
+
+def test_citations_are_streamed_as_the_api_does():
+    """The text, then its sources, one by one."""
+    cited = {"type": "text", "text": "a b", "citations": [{"type": "char_location", "cited_text": "x"}]}
+    kinds = [
+        data["delta"]["type"]
+        for name, data in events(ask(Engine(), f"!raw {json.dumps(cited)}", stream=True))
+        if name == "content_block_delta"
+    ]
+    assert kinds == ["text_delta", "text_delta", "citations_delta"]
+    assert reply(Engine(), f"!raw {json.dumps(cited)}")["content"] == [cited]

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from llmprocd.abi.errno import Errno
 from llmprocd.abi.types import Usage
 from llmprocd.model.protocol import ModelError, Reply
-from llmprocd.model.sse import Turn, failure, plain
+from llmprocd.model.sse import Turn, described, failure, plain
 
 
 def event(**fields):
@@ -378,3 +378,43 @@ def test_no_bytes_raise_anything_but_a_model_error(chunks):
         turn.reply()
     except ModelError:
         turn.partial()
+
+
+def test_when_the_answer_begins_somebody_is_told():
+    """Once, at message_start: the prompt is in the cache from then on."""
+    begun = []
+    turn = Turn("m", lambda _: None, on_begin=lambda: begun.append(turn.message_id))
+    turn.feed(event(type="ping"))
+    assert begun == []
+    turn.feed(start() + text(0, "hi") + end())
+    assert begun == ["msg_1"]
+
+
+@pytest.mark.parametrize(
+    ("said", "kept"),
+    [
+        ({}, b""),
+        ({"diagnostics": None}, b""),
+        ({"diagnostics": {"cache_miss_reason": None}}, b'{"cache_miss_reason":null}'),
+        ({"diagnostics": {"cache_miss_reason": {"type": "x"}}}, b'{"cache_miss_reason":{"type":"x"}}'),
+        ({"diagnostics": 7}, b"7"),
+    ],
+)
+def test_what_the_endpoint_says_of_the_cache_is_kept_as_it_came(said, kept):
+    """The message's name too; a server that gives none does no harm."""
+    reply = fed(event(type="message_start", message={"id": None, **said}), text(0, "hi"), end()).reply()
+    assert (reply.message_id, reply.diagnostics) == ("", kept)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("<!DOCTYPE html>\n<html><head><title> Sign\n in </title>", 'a web page, "Sign in"'),
+        ("\n<HTML><body><h1>502</h1><p>Bad Gateway</p></body></HTML>", 'a web page, "502 Bad Gateway"'),
+        ("<html></html>", "a web page"),
+        ('{"a": "<html>"}', '{"a": "<html>"}'),
+        ("no\nhtml", "no html"),
+    ],
+)
+def test_a_web_page_is_told_of_by_its_title_or_text(text, told):
+    assert described(text) == told
