@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import scripted_daemon
-from conftest import Ctl
+from ctlkit import Ctl
 
 STAND_IN = """
 import pkgutil

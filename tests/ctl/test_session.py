@@ -10,7 +10,7 @@ from contextlib import closing
 
 import msgpack
 import pytest
-from conftest import Ctl
+from ctlkit import Ctl
 from scripted_daemon import ScriptedDaemon
 
 from llmprocctl import _mini

@@ -3,6 +3,7 @@
 Law: what the daemon acknowledged is never asked for again; what it did not answer is looked for first.
 """
 
+import contextlib
 import json
 import time
 import traceback
@@ -52,6 +53,7 @@ class Load:
     def __init__(self, daemon: Daemon) -> None:
         self.daemon = daemon
         self.client: Client = daemon.client()
+        self.watcher = self._watch()
         self.deaths = 0
         self.pids: dict[str, int] = {}
         self.sent: list[tuple[int, str]] = []
@@ -80,13 +82,27 @@ class Load:
         assert self.deaths == 1, f"it died again:\n{self.daemon.log.read_text()}"
         self.client.close()
         assert self.daemon.ended() == 137, self.daemon.log.read_text()
+        self._look()
+        self.watcher.close()
         self.daemon.start()
-        self.client = self.daemon.client()
+        self.client, self.watcher = self.daemon.client(), self._watch()
+
+    def _watch(self) -> Client:
+        """A connection to which all events are pushed."""
+        watcher = self.daemon.client()
+        watcher.call("events.subscribe", after_seq=0)
+        watcher.sock.setblocking(False)
+        return watcher
 
     def _look(self) -> None:
-        """Read on in the events: what was shown once may never be taken back."""
-        after = self.seen[-1]["seq"] if self.seen else 0
-        self.seen += self.client.events(after=after)
+        """Take in what has been pushed: what was shown once may never be taken back."""
+        with contextlib.suppress(BlockingIOError, HungUpError):
+            while True:
+                self.watcher.receive()
+        for name, (told,) in self.watcher.notices:
+            assert name == "event", "a reader that keeps up has lost events"
+            self.seen += told["events"]
+        self.watcher.notices.clear()
 
     def has(self, pid: int, type_: str, **fields: Any) -> Callable[[Client], bool]:
         """Is there such an event?"""
@@ -337,6 +353,7 @@ def play(folder: Path, url: str, point: str) -> str:
         return ""
     finally:
         load.client.close()
+        load.watcher.close()
         if daemon.process is not None:
             daemon.kill()
         print(f"{point or 'no crash'}: {time.monotonic() - began:.1f} s")

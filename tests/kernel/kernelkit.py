@@ -187,7 +187,6 @@ def state(k: Kernel) -> dict[str, object]:
         "born": {pid: set(pids) for pid, pids in k.born.items()},
         "living": k.living,
         "below": dict(k.below),
-        "below": dict(k.below),
     }
 
 
