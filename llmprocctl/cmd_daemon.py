@@ -2,7 +2,7 @@
 
 import os
 
-from llmprocctl import render, units
+from llmprocctl import cmd_local, render, units
 from llmprocctl import session as sessions
 from llmprocctl.client import UnreachableError
 from llmprocctl.session import Session, UsageError
@@ -41,6 +41,8 @@ def _status(session: Session, *, json: bool) -> int:
     else:
         render.put(_line(status))
         render.put("".join(_endpoint(row) for row in status["scheduler"]))
+        if (local := status.get("local")) and local["state"] != "down":
+            render.put(f"  local model: {cmd_local.line(local)}\n")
     return 0
 
 

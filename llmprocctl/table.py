@@ -301,6 +301,21 @@ COMMANDS = {
         example="llmprocctl daemon status",
         more="`status` exits 0 when it runs, 3 when it does not.",
     ),
+    "local": Command(
+        "cmd_local:local",
+        "Have a small real model run on this machine: up, down, status.",
+        Operand("ACTION", "one", "action"),
+        options=(
+            Option(
+                "--model", "text", "0.5b (fetches 0.5 GB, once) or 1.5b (1.1 GB, and better).", metavar="NAME"
+            ),
+            Option("--threads", "count", "How many cores it may use; the default is all.", metavar="N"),
+            _JSON,
+        ),
+        example="llmprocctl local up && llmprocctl run local 'What is 12*34?'",
+        more='Programs with `provider = "local"` then use it. It is there again whenever the daemon runs, '
+        "until `down`. `status` exits 0 when it is up, 3 when it is not.",
+    ),
     "call": Command(
         "cmd_info:call",
         "Make a raw call, and print the result as JSON.",

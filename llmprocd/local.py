@@ -14,7 +14,7 @@ import os
 import secrets
 import sys
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -65,10 +65,14 @@ class Local:
         spawner: starts it.
         folder: where the wish and the server's log are kept.
         slots: tells how many answers it may give at once.
+        command: what to start, with the weights and options behind it; None for our own server.
     """
 
-    def __init__(self, spawner: Spawner, folder: str, slots: Callable[[], int]) -> None:
+    def __init__(
+        self, spawner: Spawner, folder: str, slots: Callable[[], int], command: Sequence[str] | None = None
+    ) -> None:
         self._spawner = spawner
+        self._command = command
         self._file = Path(folder, "local.json")
         self._log_path = Path(folder, "local.log")
         self._slots = slots
@@ -80,7 +84,8 @@ class Local:
 
     def info(self) -> LocalInfo:
         """How it does."""
-        return msgspec.structs.replace(self._info, installed=find_spec("xllamacpp") is not None)
+        installed = self._command is not None or find_spec("xllamacpp") is not None
+        return msgspec.structs.replace(self._info, installed=installed)
 
     def server(self) -> Server:
         """Where it answers, and to which key.
@@ -172,7 +177,7 @@ class Local:
             soon = 0 if trio.current_time() - began > STABLE_S else soon + 1
             _log.warning("the local model has ended: %s", reason)
             self._tell(self._described(wish, "waiting", starts, reason))
-            await trio.sleep(PAUSES[min(soon, len(PAUSES) - 1)])
+            await trio.sleep(PAUSES[min(max(soon, 1), len(PAUSES)) - 1])
 
     async def _life(self, wish: Wish, starts: int) -> str:
         """One server, from its start to its end; why it ended."""
@@ -195,11 +200,12 @@ class Local:
     async def _start(self, wish: Wish, key: str, writer: int, log: int) -> Running:
         slots = str(self._slots())
         options = ("--slots", slots, "--window", str(WINDOW), "--threads", str(wish.threads))
+        command = self._command or (sys.executable, "-P", "-m", MODULE)
         env = {name: os.environ[name] for name in _PASSED if name in os.environ}
         with memory_file(key.encode()) as given:
             return await self._spawner.start(
                 INIT,
-                [sys.executable, "-P", "-m", MODULE, wish.path, *options],
+                [*command, wish.path, *options],
                 cwd="/",
                 env={**env, "GOMP_SPINCOUNT": _SPIN},
                 stdin=given.fileno(),

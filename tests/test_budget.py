@@ -52,14 +52,19 @@ def billed(house):
     books = house.engine.books
     return sum(
         getattr(books, name)
-        for name in ("input_tokens", "output_tokens", "cache_read_input_tokens", "cache_creation_input_tokens")
+        for name in (
+            "input_tokens",
+            "output_tokens",
+            "cache_read_input_tokens",
+            "cache_creation_input_tokens",
+        )
     )
 
 
 # --- hard -------------------------------------------------------------------------------------------
 
 
-async def test_turns_end_with_152(priced):
+async def test_turns_end_with_152(autojump_clock, priced):
     """Exactly so many calls are made; what was done is kept, and stderr says why it ended."""
     pid = await priced.spawn(program("calculator"), turns(9), limits={"turns": 3})
     (row,) = (await priced.call("proc.wait", pids=[pid])).procs
@@ -69,7 +74,7 @@ async def test_turns_end_with_152(priced):
     assert priced.engine.books.answers == 3
 
 
-async def test_an_interactive_process_ends_as_well(priced):
+async def test_an_interactive_process_ends_as_well(autojump_clock, priced):
     """Its next run is the one that finds nothing left."""
     pid = await priced.spawn(program(), interactive=True, limits={"turns": 1})
     assert (await priced.call("proc.run", pid=pid, prompt="!say one")).message == "one"
@@ -77,9 +82,9 @@ async def test_an_interactive_process_ends_as_well(priced):
     assert (result.status, result.stop_reason, result.api_calls) == (152, "limit", 0)
 
 
-async def test_a_call_that_does_not_fit_whole_is_shorter(priced):
+async def test_a_call_that_does_not_fit_whole_is_shorter(autojump_clock, priced):
     """It is asked with the max_tokens that are left, and ends its process when it is cut off there."""
-    pid = await priced.spawn(program(), "!say " + "word " * 400, limits={"tokens": 1000})
+    pid = await priced.spawn(program(), "!say " + "word " * 400, limits={"tokens": 1300})
     (row,) = (await priced.call("proc.wait", pids=[pid])).procs
     body = json.loads(priced.engine.requests[-1].body)
     assert body["max_tokens"] < 1000
@@ -87,79 +92,102 @@ async def test_a_call_that_does_not_fit_whole_is_shorter(priced):
     assert row.message.startswith("word word"), "what was said is kept"
 
 
-async def test_a_call_that_may_be_shorter_and_is_ends_well(priced):
+async def test_a_call_that_may_be_shorter_and_is_ends_well(autojump_clock, priced):
     """The limit was not reached."""
     ended = await priced.finish(program(), "!say hi", limits={"tokens": 1000})
     assert (ended.status, ended.message) == (0, "hi")
 
 
 @pytest.mark.parametrize("limits", [{"tokens": 2000}, {"cost_usd": 0.04}, {"turns": 5}])
-async def test_no_call_overshoots(priced, limits):
+async def test_no_call_overshoots(autojump_clock, priced, limits):
     """A process that would go on for ever has used at most what it may."""
     pid = await priced.spawn(program("calculator", model={"max_iterations": 99}), turns(60), limits=limits)
     (row,) = (await priced.call("proc.wait", pids=[pid])).procs
-    (resource, most), = limits.items()
+    ((resource, most),) = limits.items()
     assert row.status == 152
     assert most / 2 <= await used(priced, pid, resource) <= most
 
 
 @pytest.mark.parametrize("limits", [{"tokens": 5000}, {"cost_usd": 0.1}, {"turns": 7}])
-async def test_children_that_run_at_once_cannot_overshoot_together(priced, limits):
-    """Each of them alone would; what does not fit beside the others waits, and those that are left over end."""
-    tools = program("calculator", "fork", model={"max_iterations": 99}, parameters={"max_tokens": 500})
-    text = use("fork", prompts=[turns(20)] * 6)
-    pid = await priced.spawn(tools, text, limits=limits)
-    seen = set()
-    with trio.fail_after(60):
-        while priced.proc(pid).status is None:
-            seen |= {priced.wchan(p.pid) for p in priced.m.kernel.procs.values() if p.live}
-            await trio.sleep(0.01)
-    (resource, most), = limits.items()
-    assert await used(priced, pid, resource) <= most
+async def test_children_that_run_at_once_cannot_overshoot_together(autojump_clock, priced, limits):
+    """Each of them alone would; what does not fit beside the others waits, and those that are left end."""
+    tools = program(
+        "calculator",
+        "fork",
+        model={"max_iterations": 99},
+        parameters={"max_tokens": 1000},
+        prompt={"system": f"<script>{turns(20)}</script>"},
+    )
+    pid = await priced.spawn(tools, use("fork", prompts=["go"] * 6), limits=limits)
+    (row,) = (await priced.call("proc.wait", pids=[pid])).procs
+    ((resource, most),) = limits.items()
+    spent = await used(priced, pid, resource)
+    assert most / 2 <= spent <= most
     assert billed(priced) == await used(priced, pid, "tokens")
-    assert priced.proc(pid).status == 152
-    assert {p.status for p in priced.m.kernel.procs.values()} == {152}
+    assert row.status in {0, 152}, "it may have room for a last word"
+    assert [p.status for p in priced.m.kernel.procs.values() if p.pid != pid] == [152] * 6
     assert priced.m.kernel.held == {}
 
 
-async def test_who_waits_for_room_is_held(priced):
+NARROW = {"tokens": 16_000}
+"""Room for one call that may say all it wants, not for two."""
+
+
+async def held(house):
+    """A parent with two children of which one has to wait: the parent, that one, and the other."""
+    text = use("fork", prompts=["!sleep 50\n!say one", "!sleep 50\n!say two"])
+    pid = await house.spawn(program("fork"), text, limits=NARROW)
+    children = {pid + 1, pid + 2}
+    with trio.fail_after(60):
+        while not (
+            waiting := [one for one in children & house.m.kernel.procs.keys() if house.wchan(one) == "limit"]
+        ):
+            await trio.sleep(0.01)
+    (waiter,) = waiting
+    (other,) = children - {waiter}
+    return pid, waiter, other
+
+
+async def test_who_waits_for_room_is_held(autojump_clock, priced):
     """STAT is D and WCHAN `limit`; the call is made when another one has used less than it might have."""
-    pid = await priced.spawn(
-        program("fork"), use("fork", prompts=["!sleep 5\n!say one", "!say two"]), limits={"turns": 10, "tokens": 17_500}
-    )
-    await until(priced, pid + 2, "limit")
-    assert priced.stat(pid + 2) == "D"
+    pid, waiter, other = await held(priced)
+    assert (priced.stat(waiter), priced.wchan(other)) == ("D", "api")
     (row,) = (await priced.call("proc.wait", pids=[pid])).procs
+    assert [priced.proc(one).status for one in (waiter, other)] == [0, 0]
     assert row.status == 0
-    assert [priced.proc(child).status for child in (pid + 1, pid + 2)] == [0, 0]
+    assert 100 <= priced.proc(waiter).ended - priced.proc(pid).began < 101, "one after the other"
 
 
-async def test_a_raised_limit_lets_those_go_who_wait(priced):
-    pid = await priced.spawn(
-        program("fork"), use("fork", prompts=["!sleep 500\n!say one", "!say two"]), limits={"tokens": 17_500}
-    )
-    await until(priced, pid + 2, "limit")
+async def test_a_raised_limit_lets_those_go_who_wait(autojump_clock, priced):
+    pid, waiter, other = await held(priced)
     await priced.call("proc.limits", pid=pid, set={"tokens": "1M"})
-    (row,) = (await priced.call("proc.wait", pids=[pid + 2])).procs
-    assert row.message == "two"
+    await priced.call("proc.wait", pids=[waiter, other])
+    assert priced.proc(waiter).ended - priced.proc(pid).began < 51, "side by side"
 
 
-async def test_a_signal_finds_one_who_waits(priced):
+async def test_a_signal_finds_one_who_waits(autojump_clock, priced):
     """And gives back nothing, since nothing was reserved."""
-    pid = await priced.spawn(
-        program("fork"), use("fork", prompts=["!sleep 5\n!say one", "!say two"]), limits={"tokens": 17_500}
-    )
-    await until(priced, pid + 2, "limit")
-    await priced.call("proc.signal", pid=pid + 2, signal="TERM")
-    assert priced.proc(pid + 2).status == 143
-    (row,) = (await priced.call("proc.wait", pids=[pid + 1])).procs
-    assert row.status == 0
+    _, waiter, other = await held(priced)
+    before = priced.m.kernel.held
+    await priced.call("proc.signal", pid=waiter, signal="TERM")
+    assert (priced.proc(waiter).status, priced.m.kernel.held) == (143, before)
+    await priced.call("proc.wait", pids=[other])
+    assert priced.proc(other).status == 0
+
+
+async def test_a_killed_call_gives_its_room_to_who_waits(autojump_clock, priced):
+    pid, waiter, other = await held(priced)
+    await priced.call("proc.signal", pid=other, signal="KILL")
+    await priced.call("proc.remove", pids=[other])
+    await priced.call("proc.wait", pids=[waiter])
+    assert priced.proc(waiter).status == 0
+    assert priced.proc(waiter).ended - priced.proc(pid).began < 52
 
 
 # --- soft -------------------------------------------------------------------------------------------
 
 
-async def test_a_soft_limit_gives_one_last_turn_without_tools(priced):
+async def test_a_soft_limit_gives_one_last_turn_without_tools(autojump_clock, priced):
     """The model is asked to hand back what it has; the same tools are offered."""
     pid = await priced.spawn(program("calculator"), turns(9), limits={"turns": "2:9"})
     (row,) = (await priced.call("proc.wait", pids=[pid])).procs
@@ -171,7 +199,7 @@ async def test_a_soft_limit_gives_one_last_turn_without_tools(priced):
     assert priced.types(pid).count("limit") == 1
 
 
-async def test_a_parent_is_told_of_what_its_children_spend(priced):
+async def test_a_parent_is_told_of_what_its_children_spend(autojump_clock, priced):
     """It finishes when they have come back."""
     text = script(use("fork", prompts=[turns(2), turns(2)]), use("calculator", expression="2"))
     pid = await priced.spawn(program("calculator", "fork"), text, limits={"turns": "4:40"})
@@ -183,7 +211,7 @@ async def test_a_parent_is_told_of_what_its_children_spend(priced):
 # --- the books --------------------------------------------------------------------------------------
 
 
-async def test_a_tree_of_forks_and_spawns_adds_up_to_the_endpoints_books(priced):
+async def test_a_tree_of_forks_and_spawns_adds_up_to_the_endpoints_books(autojump_clock, priced):
     """Tokens of each process, and the cost of the whole at its root."""
     text = script(
         use("fork", prompts=[turns(2, "!say a"), script(use("spawn", prompt=turns(1)), "!say b")]), "!say c"
@@ -204,7 +232,7 @@ async def test_a_tree_of_forks_and_spawns_adds_up_to_the_endpoints_books(priced)
     assert (await priced.call("sys.status")).cost_usd == ended.cost_usd
 
 
-async def test_a_run_costs_what_it_and_its_children_have_cost(priced):
+async def test_a_run_costs_what_it_and_its_children_have_cost(autojump_clock, priced):
     pid = await priced.spawn(program("fork"), interactive=True)
     first = await priced.call("proc.run", pid=pid, prompt="!say hi")
     second = await priced.call("proc.run", pid=pid, prompt=use("fork", prompts=["!say a", "!say b"]))
@@ -221,12 +249,12 @@ async def test_without_a_price_a_cost_is_none(autojump_clock):
         assert (await house.call("sys.status")).cost_usd is None
 
 
-async def test_usage_that_does_not_come_costs_none(priced):
+async def test_usage_that_does_not_come_costs_none(autojump_clock, priced):
     """Something was used, and nobody knows how much."""
     assert (await priced.finish(program(), script("!say hi", "!& !nousage"))).cost_usd is None
 
 
-async def test_an_interrupted_call_is_billed(priced):
+async def test_an_interrupted_call_is_billed(autojump_clock, priced):
     """Its prompt was read; also when nothing of the answer is kept."""
     pid = await priced.spawn(program(), script("!stall 100", "!& !say late"))
     await priced.until(pid, "api")
@@ -239,14 +267,14 @@ async def test_an_interrupted_call_is_billed(priced):
     assert priced.proc(pid).turns == 0
 
 
-async def test_a_stream_that_dies_is_billed_and_asked_again(priced):
+async def test_a_stream_that_dies_is_billed_and_asked_again(autojump_clock, priced):
     pid = await priced.spawn(program(), script("!drop times=1", "!say hi"))
     (row,) = (await priced.call("proc.wait", pids=[pid])).procs
     assert row.message == "hi"
     assert row.usage.input_tokens == 2 * len(priced.engine.requests) // 2 * row.usage.input_tokens / 2
 
 
-async def test_what_dead_streams_have_used_may_leave_no_room(priced):
+async def test_what_dead_streams_have_used_may_leave_no_room(autojump_clock, priced):
     """It ends with 152 instead of asking again."""
     text = script("!drop times=3", "!say hi")
     once = await priced.finish(program(parameters={"max_tokens": 10}), "!say hi" + " " * len(text))
@@ -272,7 +300,7 @@ async def test_a_model_without_a_price_is_not_started_under_a_cost_limit(autojum
             await house.call("proc.limits", pid=pid, set={"cost_usd": 1})
 
 
-async def test_nor_by_exec_or_by_a_tool(priced):
+async def test_nor_by_exec_or_by_a_tool(autojump_clock, priced):
     """Whoever is below a cost limit stays priced."""
     other = program(model={"name": "nobody-knows"})
     pid = await priced.spawn(program("spawn"), interactive=True, limits={"cost_usd": 1})
@@ -282,7 +310,7 @@ async def test_nor_by_exec_or_by_a_tool(priced):
         await priced.call("proc.spawn", by=priced.caller(pid), program=other, prompt="hi")
 
 
-async def test_a_price_that_is_taken_away_stops_the_spending(priced):
+async def test_a_price_that_is_taken_away_stops_the_spending(autojump_clock, priced):
     """The process rests, and goes on when the price is back."""
     pid = await priced.spawn(program(), interactive=True, limits={"cost_usd": 1})
     priced.m.configure(Config())
@@ -307,7 +335,7 @@ async def test_the_configs_limits_bind_every_tree(autojump_clock):
 
 async def test_a_fork_bomb_is_bounded(autojump_clock):
     """By procs and by depth; the bomb reads EAGAIN, and all of it ends."""
-    bomb = script(*[use("fork", prompts=["again"] * 5)] * 2, "!say boom")
+    bomb = script("!sleep 1", *[use("fork", prompts=["again"] * 5)] * 2, "!say boom")
     async with running(config=Config(limits={"procs": 20, "depth": 4})) as house:
         told = program("fork", tools={"child_access": "admin"}, prompt={"system": f"<script>{bomb}</script>"})
         pid = await house.spawn(told, "go")
@@ -338,7 +366,7 @@ async def test_a_tool_result_that_has_no_room_is_an_error_that_shows_its_beginni
 # --- who may change them ----------------------------------------------------------------------------
 
 
-async def test_a_tool_reads_limits_and_changes_none(priced):
+async def test_a_tool_reads_limits_and_changes_none(autojump_clock, priced):
     pid = await priced.spawn(program(), interactive=True, limits={"turns": 5})
     tool = priced.caller(pid)
     assert len((await priced.call("proc.limits", by=tool, pid=pid)).limits) == 8
@@ -346,7 +374,7 @@ async def test_a_tool_reads_limits_and_changes_none(priced):
         await priced.call("proc.limits", by=tool, pid=pid, set={"turns": 50})
 
 
-async def test_a_program_has_limits_and_spawn_overrides_each(priced):
+async def test_a_program_has_limits_and_spawn_overrides_each(autojump_clock, priced):
     """By resource."""
     limited = program(limits={"turns": 5, "tokens": "2k:4k", "fd_bytes": "1M"})
     pid = await priced.spawn(limited, interactive=True, limits={"turns": "7:8"})
@@ -366,18 +394,21 @@ async def test_limits_and_what_was_used_survive_a_restart(autojump_clock):
         await house.m.wait_durable()
     async with running(store=store.crash(), config=PRICED) as house:
         after = await rows(house, pid)
-        assert {n: r for n, r in after.items() if n != "wall"} == {n: r for n, r in before.items() if n != "wall"}
-        result = await house.call("proc.run", pid=pid, prompt=turns(9))
-        assert (result.status, house.proc(pid).turns) == (152, 4)
+        assert {n: r for n, r in after.items() if n != "wall"} == {
+            n: r for n, r in before.items() if n != "wall"
+        }
+        await house.call("proc.run", pid=pid, prompt=turns(9))
+        (row,) = (await house.call("proc.wait", pids=[pid])).procs
+        assert (row.status, house.proc(pid).turns) == (152, 4)
 
 
 # --- wall -------------------------------------------------------------------------------------------
 
 
-async def test_a_wall_limit_binds_those_born_below(priced):
+async def test_a_wall_limit_binds_those_born_below(autojump_clock, priced):
     """A child has no more time than its parent had, also when that has ended."""
     tools = program("fork")
-    text = script(use("fork", prompts=["!sleep 500\n!say late"], wait=False), "!say bye")
+    text = script("!sleep 2", use("fork", prompts=["!sleep 500\n!say late"], wait=False), "!say bye")
     pid = await priced.spawn(tools, text, limits={"wall": 30})
     (row,) = (await priced.call("proc.wait", pids=[pid])).procs
     assert row.status == 0
@@ -386,7 +417,7 @@ async def test_a_wall_limit_binds_those_born_below(priced):
     assert 29 <= priced.proc(pid + 1).ended - priced.proc(pid).began <= 31
 
 
-async def test_a_wall_limit_that_is_set_later_binds_those_that_run(priced):
+async def test_a_wall_limit_that_is_set_later_binds_those_that_run(autojump_clock, priced):
     tools = program("fork")
     text = script(use("fork", prompts=["!sleep 500\n!say late"]), "!say bye")
     pid = await priced.spawn(tools, text)

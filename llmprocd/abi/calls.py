@@ -515,7 +515,7 @@ class LocalInfo(msgspec.Struct, frozen=True, kw_only=True):
     pid: int | None = None
     slots: int = 0  # answers at once
     window: int = 0  # tokens that a prompt may have
-    restarts: int = 0
+    restarts: int = 0  # since it is wanted
     reason: str = ""  # why it ended last
 
 

@@ -367,7 +367,7 @@ class Proc(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         usage = self.usage
         tokens = usage.input_tokens + usage.output_tokens
         tokens += usage.cache_read_input_tokens + usage.cache_creation_input_tokens
-        own = Use(self.turns, tokens, self.cost, self.unpriced, self.live, self.made, self.made_bytes)
+        own = Use(self.turns, tokens, self.cost, self.unpriced, int(self.live), self.made, self.made_bytes)
         return own if self.gone is NOTHING else own + self.gone
 
     @property

@@ -161,7 +161,11 @@ class Anthropic:
         Raises:
             ModelError: EACCES no key for the default endpoint, EINVAL a bad base_url or header.
         """
-        self._endpoint(image)
+        try:
+            self._endpoint(image)
+        except ModelError as fault:
+            if not fault.again:  # a server that is being started is waited for
+                raise
         _headers(image)
 
     async def infer(

@@ -22,6 +22,10 @@ ERRNO = {
     "EPIPE": 32, "ENOSYS": 38, "ETIMEDOUT": 110, "ECANCELED": 125,
 }  # fmt: skip
 SIGNALS = {"HUP": 1, "INT": 2, "KILL": 9, "TERM": 15, "STOP": 19, "CONT": 18, "XCPU": 24}
+LOCAL = {
+    "installed": True, "state": "down", "model": "", "path": "", "url": "", "pid": None, "slots": 0, "window": 0,
+    "restarts": 0, "reason": "",
+}  # fmt: skip
 USAGE = {
     "input_tokens": 1000,
     "output_tokens": 2345,
@@ -49,6 +53,7 @@ class ScriptedDaemon:
         self.requests = {}
         self.hang_up_after = {}  # method -> how many more times the connection breaks before it is answered
         self.owner = None  # the process whose tool calls
+        self.local = LOCAL
         self.next_pid = itertools.count(2)
         self.connections = set()
         self.listener = socket.socket(socket.AF_UNIX)
@@ -283,7 +288,20 @@ class ScriptedDaemon:
                  "rpm": 50, "rpm_left": 12, "itpm": 30_000, "itpm_left": 0, "otpm": None, "otpm_left": None},
                 {"endpoint": "http://127.0.0.1:8041", "running": 0, "waiting": 0, "slots": 4, "held_s": 0.0},
             ],
+            "local": self.local,
         }  # fmt: skip
+
+    def local_status(self):
+        return self.local
+
+    def local_up(self, *, model, path, **_):
+        up = {"state": "up", "model": model, "path": path, "pid": 77, "slots": 2, "window": 8192}
+        self.local = LOCAL | up
+        return self.local
+
+    def local_down(self):
+        self.local = LOCAL
+        return self.local
 
     def sys_reload(self):
         return {}
@@ -500,7 +518,7 @@ class ScriptedDaemon:
 HANDLERS = {
     name.replace("_", ".", 1): handler
     for name, handler in vars(ScriptedDaemon).items()
-    if name.partition("_")[0] in {"sys", "proc", "fd", "events", "prog"} and callable(handler)
+    if name.partition("_")[0] in {"sys", "proc", "fd", "events", "prog", "local"} and callable(handler)
 } | {"hello": ScriptedDaemon.hello}
 WAITING = {ScriptedDaemon.proc_wait, ScriptedDaemon.fd_read, ScriptedDaemon.events_read}
 

@@ -347,6 +347,7 @@ def play(folder: Path, url: str, point: str) -> str:
     try:
         load.run()
         assert load.deaths == (1 if point else 0), "the daemon did not die"
+        assert "Traceback" not in daemon.log.read_text()
     except Exception as error:  # noqa: BLE001 - a report for all points at once
         return "".join(traceback.format_exception(error))[-3000:]
     else:

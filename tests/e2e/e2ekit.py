@@ -272,11 +272,7 @@ class Daemon:
         self.config = folder / "config.toml"
         self.config.write_text("retry_s = 20\nretries = 4\n")
         self.process: subprocess.Popen[bytes] | None = None
-        socket_folder = folder
-        if len(str(folder)) > 80:  # sun_path has 108 bytes
-            socket_folder = Path(f"/tmp/llmprocd-e2e-{os.getpid()}-{id(self):x}")
-            socket_folder.mkdir(mode=0o700)
-        self.socket = str(socket_folder / "s")
+        self.socket = str(folder / "s")
 
     def environment(self, **more: str) -> dict[str, str]:
         kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in os.environ}

@@ -508,7 +508,7 @@ def test_a_listing_has_the_path_first_and_no_name_twice(folder):
     write(folder, "", "b/notes.txt")
     found = load.listed([f"{folder}/a", f"{folder}/b", f"{folder}/none"])
     assert found[:2] == [("x", f"{folder}/a/x.toml", "one"), ("chat", f"{folder}/b/chat.toml", "my chat")]
-    assert [name for name, path, _ in found if not path] == ["code", "demo"]
+    assert [name for name, path, _ in found if not path] == ["code", "demo", "local"]
 
 
 # --- preload and environment ------------------------------------------------------------------------

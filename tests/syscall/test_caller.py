@@ -43,6 +43,9 @@ NEEDS = {
     "events.unsubscribe": (ANY, {"sub": 1}),
     "prog.list": (READ, {}),
     "prog.check": (READ, {"path": "good"}),
+    "local.up": (USER, {"path": "/nowhere"}),
+    "local.down": (USER, {}),
+    "local.status": (READ, {}),
 }
 """What a tool's process must be allowed for each method, and arguments; `int` is the target's pid."""
 
