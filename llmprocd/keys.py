@@ -145,13 +145,15 @@ def _private_file(path: str) -> str:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK)
     except OSError as error:
         raise KernelError(Errno.ENOENT, f"api_key_file: {path}: {error.strerror}") from None
-    with os.fdopen(fd, "rb") as file:
+    try:
         found = os.fstat(fd)
         if not stat.S_ISREG(found.st_mode):
             raise KernelError(Errno.EACCES, f"api_key_file: {path} is no regular file")
         if found.st_mode & 0o077 or found.st_uid not in {0, os.getuid()}:
             raise KernelError(Errno.EACCES, f"api_key_file: {path} can be read by others (chmod 600 {path})")
-        text = file.read(LONGEST).decode("utf-8", "replace").strip()
+        text = os.read(fd, LONGEST).decode("utf-8", "replace").strip()
+    finally:
+        os.close(fd)
     if not text:
         raise KernelError(Errno.ENOENT, f"api_key_file: {path} is empty")
     return text

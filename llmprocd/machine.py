@@ -427,6 +427,8 @@ class Machine:
 
     def cost(self, run: Run, pid: Pid) -> float | None:
         """What a run and all that was born below have cost meanwhile, in dollars; None when not known."""
+        if run.ended and run.after is None:
+            return 0.0  # it never came to that run
         after = self.kernel.total(pid) if run.after is None else run.after
         return (after + -run.before).dollars
 

@@ -5,6 +5,7 @@ import pytest
 from llmprocd import config
 from llmprocd.abi.errno import Errno, KernelError
 from llmprocd.config import Config
+from llmprocd.keys import Source
 
 
 def load(tmp_path, text):
@@ -53,6 +54,26 @@ def test_an_endpoint_has_bounds_of_its_own_and_need_not_have_a_key(tmp_path):
     assert config.key_variables(made) == {}
 
 
+def test_a_key_can_be_in_a_file_or_a_credential(tmp_path):
+    made = load(
+        tmp_path,
+        '[endpoints."http://a"]\napi_key_file = "/k"\n[endpoints."http://b"]\napi_key_credential = "b"\n'
+        "[endpoints.anthropic_aws]\nplatform_credentials = true\n",
+    )
+    assert config.key_sources(made) == {
+        "http://a": Source(file="/k"),
+        "http://b": Source(credential="b"),
+        "anthropic_aws": Source(account=True),
+    }
+
+
+def test_the_local_model_answers_few_at_once_unless_told_otherwise(tmp_path):
+    """Each answer takes memory, and all share the cores."""
+    assert config.local_slots(Config()) == 2
+    assert config.local_slots(load(tmp_path, "[endpoints.local]\nslots = 4\n")) == 4
+    assert config.local_slots(load(tmp_path, "slots = 9\n[endpoints.local]\nrpm = 4\n")) == 2
+
+
 def test_a_config_cannot_be_changed():
     with pytest.raises(AttributeError):
         Config().slots = 1
@@ -96,6 +117,9 @@ def test_a_folder_is_no_config(tmp_path):
         ("[endpoints.anthropic]\ntpm = 1", "tpm"),
         ('[endpoints."http://x"]\napi_key_env = "A"\napi_key = "sk"', "api_key"),
         ('[endpoints."http://x"]\napi_key_env = 3', "api_key_env"),
+        ('[endpoints."http://x"]\napi_key_env = "A"\napi_key_file = "/k"', "a key has one place"),
+        ('[endpoints."http://x"]\napi_key_file = "k"', "absolute"),
+        ('[endpoints."http://x"]\napi_key_credential = "../k"', "must be a name"),
     ],
 )
 def test_a_mistake_is_named(tmp_path, text, words):

@@ -151,3 +151,10 @@ def test_starting_twice_does_not_log_twice(root, monkeypatch):
     log.start("warning", [], journal=True)
     logging.getLogger("llmprocd").warning("once")
     assert err.getvalue() == "<4>level=warning logger=llmprocd msg=once\n"
+
+
+def test_a_key_that_becomes_known_later_is_left_out_too():
+    """The config was read again, and names another key."""
+    made = log.Formatter([KEY], journal=False)
+    made.hide(["another-secret\n", ""])
+    assert made.format(record(f"{KEY} another-secret here")).endswith('msg="*** *** here"')

@@ -120,7 +120,8 @@ class ProcInfo(msgspec.Struct, frozen=True, kw_only=True):
     context_tokens: int
     context_window: int | None
     usage: Usage
-    cost_usd: float | None
+    cost_usd: float | None  # of the whole subtree; null when not all of it is known
+    own_cost_usd: float | None  # of its own model calls
     started: float
     ended: float | None
     wchan: str

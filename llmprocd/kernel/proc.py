@@ -216,7 +216,9 @@ def take_input(k: Kernel, pid: Pid, said: Callable[[Proc, str], tuple[Proc, str]
     elif p.at not in {At.USER, At.PAUSE}:  # what was to be answered is gone, by goto or another run
         run = Run(seq=mail.seq, began=k.now, ended=k.now, stop_reason="nothing_to_answer")
         return k.put(replace(p, run=run))
-    return k.put(begin_run(k, p, seq=mail.seq, max_iterations=mail.max_iterations))
+    p = k.put(begin_run(k, p, seq=mail.seq, max_iterations=mail.max_iterations))
+    limits.notice(k, pid)
+    return k.proc(p.pid)
 
 
 def begin_run(k: Kernel, p: Proc, *, seq: int = 0, max_iterations: int = 0) -> Proc:
@@ -738,8 +740,13 @@ def removable(k: Kernel, p: Proc) -> None:
     """EBUSY for a process that has not ended, or whose limits still bind others."""
     if p.live:
         raise KernelError(Errno.EBUSY, f"process {p.label} has not ended; kill it first")
-    if p.limits and k.total(p.pid).procs:
+    if binds(k, p):
         raise KernelError(Errno.EBUSY, f"the limits of process {p.label} bind processes that still live")
+
+
+def binds(k: Kernel, p: Proc) -> bool:
+    """Has a process limits of its own that somebody living is bound by?"""
+    return bool(p.limits) and k.total(p.pid).procs > 0
 
 
 def renice(k: Kernel, pid: int, nice: int) -> None:

@@ -32,6 +32,8 @@ def due(m: Machine) -> list[Pid]:
 
 
 def _may_go(m: Machine, p: Proc) -> bool:
+    if proc.binds(m.kernel, p):
+        return False
     parent = m.kernel.procs.get(p.ppid)
     return p.collected or p.ppid == INIT or parent is None or not parent.live
 
@@ -44,7 +46,7 @@ async def run(m: Machine) -> None:
         for start in range(0, len(gone), AT_ONCE):
             k = m.begin()
             for pid in gone[start : start + AT_ONCE]:
-                if pid in k.procs:
+                if pid in k.procs and not proc.binds(k, k.procs[pid]):
                     proc.remove(k, pid)
             m.commit("sweep")
             await trio.lowlevel.checkpoint()

@@ -33,7 +33,7 @@ from llmprocd.kernel import file as files
 from llmprocd.kernel import limits, proc
 from llmprocd.kernel import signal as signals
 from llmprocd.kernel.proc import Birth
-from llmprocd.kernel.state import At, File, Kernel, LastCall, Limit, Node, Proc, Request
+from llmprocd.kernel.state import NANO, At, File, Kernel, LastCall, Limit, Node, Proc, Request
 from llmprocd.machine import Machine
 from llmprocd.syscall.caller import Caller, require, require_inside, require_user
 
@@ -295,6 +295,7 @@ def info(m: Machine, p: Proc) -> calls.ProcInfo:
         context_window=window.size(m, image),
         usage=p.usage,
         cost_usd=m.kernel.total(p.pid).dollars,
+        own_cost_usd=None if p.unpriced else p.cost / NANO,
         started=p.began,
         ended=p.ended or None,
         wchan=m.wchan(p),
@@ -315,9 +316,9 @@ def init_info(m: Machine) -> calls.ProcInfo:
     return calls.ProcInfo(
         pid=INIT, ppid=0, birth=0, stat="S", program="init", name="init", model="", provider="",
         uid=os.getuid(), access="admin", nice=0, cwd="/", head=None, turns=0, context_tokens=0,
-        context_window=None, usage=calls.Usage(), cost_usd=None, started=m.started, ended=None, wchan="-",
-        interactive=False, waiting=0, collected=False, status=None, stop_reason=None, reason="",
-        children=list(m.kernel.children.get(INIT, ())), fds=[], run=None,
+        context_window=None, usage=calls.Usage(), cost_usd=None, own_cost_usd=None, started=m.started,
+        ended=None, wchan="-", interactive=False, waiting=0, collected=False, status=None, stop_reason=None,
+        reason="", children=list(m.kernel.children.get(INIT, ())), fds=[], run=None,
     )  # fmt: skip
 
 

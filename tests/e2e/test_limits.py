@@ -82,7 +82,7 @@ def test_a_tree_adds_up_to_the_endpoints_books(client, strict):
 
 @pytest.mark.parametrize(("resource", "most"), [("tokens", 6000), ("turns", 8), ("cost_usd", 0.1)])
 def test_parallel_children_do_not_overshoot(client, strict, resource, most):
-    """They end with 152, and the endpoint has not been asked for more. The parent may have room for a word."""
+    """They end with 152, and the endpoint was not asked for more. The parent may have room for a word."""
     before = books(strict)
     made = {**tree("calculator", "fork"), "parameters": {"max_tokens": 1000}}
     made["model"] |= {"max_iterations": 50}

@@ -817,3 +817,22 @@ def test_a_result_of_a_fork_that_was_refused_is_no_child():
     assert step.next_step(p) == step.Infer()
     assert len(w.k.procs) == 1
     assert result(reply.asks[0]).id not in w[pid].awaiting
+
+
+def test_a_run_that_never_was_has_cost_nothing():
+    """Nothing was to be answered: what the process has cost is another run's."""
+    w = World()
+    pid = w.asked(None)
+    proc.ask_again(w.k, pid)
+    w.land(pid, answer(cost=5))
+    w.take(pid)
+    run = w[pid].run
+    assert (run.stop_reason, run.after) == ("nothing_to_answer", None)
+
+
+def test_a_long_input_may_reach_a_soft_limit():
+    """Its descriptor counts from the moment it is opened."""
+    w = World()
+    pid = w.spawn("x" * 9000, limits=soft(fds=1))
+    w.take(pid, lambda p, text: file.take_said(w.k, p, text))
+    assert w[pid].last_turn is LastTurn.DUE

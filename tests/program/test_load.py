@@ -425,6 +425,18 @@ def test_a_provider_that_is_not_here_yet_loads_with_a_warning(folder, provider):
     assert told == [f"p.toml:3: model.provider: {later}"]
 
 
+@pytest.mark.parametrize("provider", schema.EXTRAS)
+def test_a_provider_whose_extra_is_not_installed_loads_with_a_warning(folder, provider, monkeypatch):
+    """With the words that install it; once it is installed there is nothing to say."""
+    extra, _ = schema.EXTRAS[provider]
+    monkeypatch.setitem(schema.EXTRAS, provider, (extra, "no_such_package.at_all"))
+    told = warnings(folder, f'[model]\nname = "m"\nprovider = "{provider}"\n')
+    needs = f"needs the extra '{extra}', which is not installed (pip install 'llmprocd[{extra}]')"
+    assert told == [f"p.toml:3: model.provider: {provider} {needs}: the program loads and cannot be spawned"]
+    monkeypatch.setitem(schema.EXTRAS, provider, (extra, "json"))
+    assert warnings(folder, f'[model]\nname = "m"\nprovider = "{provider}"\n') == []
+
+
 def test_a_small_thinking_budget_is_a_warning(folder):
     """The API's business in the end, but hardly meant."""
     assert warnings(folder, MODEL + "[parameters.thinking]\nbudget_tokens = 5\n") == [

@@ -96,6 +96,23 @@ def test_a_provider_that_is_not_here_is_refused_by_name(provider):
     assert caught.value.errno is Errno.ENOEXEC
 
 
+def test_a_provider_without_its_extra_is_refused_by_name(monkeypatch):
+    """In the words that install it."""
+    monkeypatch.setitem(schema.EXTRAS, "anthropic_vertex", ("vertex", "no_such_package"))
+    program = Program(name="p", provider="anthropic_vertex", model="m")
+    with pytest.raises(
+        KernelError, match=r"p: model\.provider: anthropic_vertex needs the extra 'vertex'"
+    ) as caught:
+        prompt.image(program, CATALOG, cwd="/", prefix=encode)
+    assert caught.value.errno is Errno.ENOEXEC
+
+
+def test_region_and_project_reach_the_image():
+    """They are part of the address, not of the request."""
+    made = make(region="eu", project_id="acme")
+    assert (made.region, made.project_id) == ("eu", "acme")
+
+
 # --- tools ------------------------------------------------------------------------------------------
 
 
