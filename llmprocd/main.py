@@ -77,13 +77,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _options(argv: Sequence[str] | None) -> argparse.Namespace:
+    usual = paths.config_path(os.environ, os.getuid())
     parser = argparse.ArgumentParser("llmprocd", description="Run language-model conversations as processes.")
     parser.add_argument("--socket", default="", metavar="PATH", help="where to listen")
     parser.add_argument("--state-dir", default="", metavar="DIR", help="what must survive is kept here")
-    parser.add_argument("--config", default="", metavar="FILE", help="a TOML file")
+    parser.add_argument("--config", default="", metavar="FILE", help=f"TOML (default: {usual}, if there)")
     parser.add_argument("--log-level", default="info", choices=log.LEVELS, help="default: info")
     parser.add_argument("--version", action="version", version=f"llmprocd {__version__}")
-    return parser.parse_args(argv)
+    options = parser.parse_args(argv)
+    if not options.config and Path(usual).is_file():
+        options.config = usual
+    return options
 
 
 def _is_journal() -> bool:

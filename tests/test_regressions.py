@@ -148,7 +148,7 @@ async def test_a_soft_wall_limit_is_told_once(autojump_clock):
         await house.call("proc.limits", pid=pid, set={"wall": "2s:1001s"})
         await house.call("proc.renice", pid=pid, nice=1)
         await house.call("proc.wait", pids=[pid])
-        assert house.types(pid).count("limit") == 1
+        assert house.types(pid).count("signal") == 1
 
 
 async def test_who_waits_for_two_finds_the_status_of_one_that_was_removed(autojump_clock):

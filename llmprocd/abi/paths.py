@@ -72,6 +72,23 @@ def cache_dir(environ: "Mapping[str, str]", uid: int) -> str:
     return f"{_home(environ, uid)}/.cache/llmproc"
 
 
+def config_path(environ: "Mapping[str, str]", uid: int) -> str:
+    """The config file of this user's daemon.
+
+    Args:
+        environ: the environment; XDG_CONFIG_HOME and HOME count.
+        uid: the user's number; root's is in /etc.
+
+    Returns:
+        An absolute path; nothing need be there.
+    """
+    home = environ.get("XDG_CONFIG_HOME", "")
+    if uid == 0 and not home:
+        return "/etc/llmproc/config.toml"
+    folder = home.rstrip("/") if home.startswith("/") else f"{_home(environ, uid)}/.config"
+    return f"{folder}/llmproc/config.toml"
+
+
 def private_folder(path: str, uid: int) -> str:
     """A folder in a place where everybody may write: made if missing, and checked without following links."""
     try:

@@ -34,7 +34,11 @@ class Daemon:
         reader, writer = os.pipe()
         begun = time.perf_counter()
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "llmprocd", "--socket", self.path, "--state-dir", f"{folder}/state", *options],
+            [
+                *(sys.executable, "-m", "llmprocd"),
+                *("--socket", self.path, "--state-dir", f"{folder}/state"),
+                *options,
+            ],
             env={**os.environ, "LLMPROC_READY_FD": str(writer)},
             pass_fds=[writer],
             stderr=subprocess.DEVNULL,
@@ -129,7 +133,8 @@ def main() -> None:
         time.sleep(3)  # the SDK is imported after READY
         spawns(daemon, 1, 100)
         median, bare = ps(daemon)
-        print(f"llmprocctl ps, 100 processes: {median:.1f} ms CPU, {median / bare:.2f} x python -I -S -c pass")
+        ratio = median / bare
+        print(f"llmprocctl ps, 100 processes: {median:.1f} ms CPU, {ratio:.2f} x python -I -S -c pass")
         for clients in (1, 10, 100):
             rate, cpu = spawns(daemon, clients, 2000 // clients)
             print(f"durable spawns, {clients:>3} clients: {rate:7.0f} /s, {cpu:6.1f} us CPU each")
@@ -143,7 +148,8 @@ def main() -> None:
         extra = full.boot_s - empty.boot_s
         each = (full.rss() - 90e6) / 100_000
         print(f"restart with 100,000 processes: {1000 * extra:.0f} ms over an empty boot")
-        print(f"resident with 100,000 idle processes: {full.rss() / 1e6:.0f} MB (about {each:.0f} bytes each)")
+        resident = full.rss() / 1e6
+        print(f"resident with 100,000 idle processes: {resident:.0f} MB (about {each:.0f} bytes each)")
         full.stop()
 
 

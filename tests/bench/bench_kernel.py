@@ -7,6 +7,7 @@ import gc
 import resource
 import statistics
 import time
+from pathlib import Path
 
 from llmprocd.abi.types import MessageId
 from llmprocd.kernel import proc
@@ -54,8 +55,7 @@ def idle_bytes(count: int = 100_000) -> float:
 
 
 def resident() -> int:
-    with open("/proc/self/statm", encoding="ascii") as statm:
-        return int(statm.read().split()[1]) * resource.getpagesize()
+    return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * resource.getpagesize()
 
 
 def main() -> None:

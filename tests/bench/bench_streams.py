@@ -65,11 +65,15 @@ def stream(folder: str, count: int) -> None:
         took, spent = time.perf_counter() - begun, daemon.cpu() - cpu
         failed = sum(proc["status"] != 0 for proc in call(sock, "proc.list")["procs"])
     print(f"{count} processes, 200 deltas each, one every 50 ms at best: {took:.1f} s, {failed} failed")
-    print(f"  spawned in {spawned:.2f} s; daemon CPU {1000 * spent / count:.1f} ms a process, "
-          f"{spent / took:.0%} of a core")
+    print(
+        f"  spawned in {spawned:.2f} s; daemon CPU {1000 * spent / count:.1f} ms a process, "
+        f"{spent / took:.0%} of a core"
+    )
     for what, times in (("proc.list of all of them", delays), ("with a core of its own", alone)):
-        print(f"  {what}: median {statistics.median(times):.1f} ms, "
-              f"p99 {statistics.quantiles(times, n=100)[98]:.1f} ms, {len(times)} samples")
+        print(
+            f"  {what}: median {statistics.median(times):.1f} ms, "
+            f"p99 {statistics.quantiles(times, n=100)[98]:.1f} ms, {len(times)} samples"
+        )
     print(f"  resident: {daemon.rss() / 1e6:.0f} MB")
     daemon.stop()
 

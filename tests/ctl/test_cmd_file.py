@@ -1,5 +1,5 @@
 """`fd` and `cat`."""
-# ruff: noqa: ARG001, E501
+# ruff: noqa: E501
 
 import json
 import os

@@ -1,5 +1,5 @@
 """`history fork goto exec`."""
-# ruff: noqa: ARG001, E501
+# ruff: noqa: E501
 
 import json
 

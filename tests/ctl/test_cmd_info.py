@@ -1,5 +1,4 @@
 """`inspect limits programs call api`."""
-# ruff: noqa: ARG001
 
 import json
 

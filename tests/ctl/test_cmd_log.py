@@ -1,5 +1,4 @@
 """`logs` and `events`."""
-# ruff: noqa: ARG001
 
 import json
 import signal

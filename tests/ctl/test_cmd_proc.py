@@ -1,5 +1,5 @@
 """`spawn kill stop cont wait send renice rm`."""
-# ruff: noqa: ARG001, PTH100, PTH110
+# ruff: noqa: PTH100, PTH110
 
 import json
 import os

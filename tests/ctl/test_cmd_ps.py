@@ -1,5 +1,4 @@
 """`ps`."""
-# ruff: noqa: ARG001
 
 import json
 

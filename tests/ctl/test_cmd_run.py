@@ -1,5 +1,5 @@
 """`run` and `attach`."""
-# ruff: noqa: ARG001, E501, PLW1509
+# ruff: noqa: E501, PLW1509
 
 import json
 import os

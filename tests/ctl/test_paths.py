@@ -73,3 +73,18 @@ def test_the_state_directory(environ, path):
 def test_without_a_home_the_user_database_knows():
     """A daemon may be started with an empty environment."""
     assert paths.state_dir({}, 0).endswith("/.local/state/llmproc")
+
+
+@pytest.mark.parametrize(
+    ("environ", "uid", "path"),
+    [
+        ({}, 0, "/etc/llmproc/config.toml"),
+        ({"HOME": "/home/joe"}, 1000, "/home/joe/.config/llmproc/config.toml"),
+        ({"HOME": "/home/joe", "XDG_CONFIG_HOME": "/conf/"}, 1000, "/conf/llmproc/config.toml"),
+        ({"XDG_CONFIG_HOME": "/conf"}, 0, "/conf/llmproc/config.toml"),
+        ({"HOME": "/home/joe", "XDG_CONFIG_HOME": "conf"}, 1000, "/home/joe/.config/llmproc/config.toml"),
+    ],
+)
+def test_where_the_config_is(environ, uid, path):
+    """In XDG_CONFIG_HOME or ~/.config; root's in /etc."""
+    assert paths.config_path(environ, uid) == path

@@ -1,5 +1,5 @@
 """How a command finds the daemon, and how it ends."""
-# ruff: noqa: ARG001, PTH109, PTH123
+# ruff: noqa: PTH109, PTH123
 
 import os
 import signal
