@@ -10,7 +10,7 @@ demo: $(STAMP)
 	@tests/demo/demo.sh $(abspath $(VENV)/bin)
 
 test: $(STAMP)
-	$(VENV)/bin/pytest
+	$(VENV)/bin/pytest -n 3 --dist loadfile
 
 check: $(STAMP)
 	$(VENV)/bin/ruff check

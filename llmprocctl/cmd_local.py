@@ -62,7 +62,10 @@ def line(info: "dict[str, Any]") -> str:
     """How the model on this machine does, in a line."""
     said = [f"{info['model']} {info['state']}".strip()]
     if info["state"] == "up":
-        said += [f"pid {info['pid']}", f"{info['slots']} slots of {info['window']} tokens"]
+        said += [
+            f"pid {info['pid']}",
+            f"{info['slots']} slot{'s' * (info['slots'] > 1)} of {info['window']} tokens",
+        ]
     if info["restarts"]:
         said.append(f"ended by itself {info['restarts']}x")
     if info["state"] != "up" and info["reason"]:

@@ -129,6 +129,12 @@ async def test_children_that_run_at_once_cannot_overshoot_together(autojump_cloc
     assert priced.m.kernel.held == {}
 
 
+async def ended(house, *pids):
+    """Wait until they have ended; not for ever."""
+    with trio.fail_after(10_000):
+        await house.call("proc.wait", pids=list(pids))
+
+
 NARROW = {"tokens": 16_000}
 """Room for one call that may say all it wants, not for two."""
 
@@ -152,16 +158,16 @@ async def test_who_waits_for_room_is_held(autojump_clock, priced):
     """STAT is D and WCHAN `limit`; the call is made when another one has used less than it might have."""
     pid, waiter, other = await held(priced)
     assert (priced.stat(waiter), priced.wchan(other)) == ("D", "api")
-    (row,) = (await priced.call("proc.wait", pids=[pid])).procs
+    await ended(priced, pid)
     assert [priced.proc(one).status for one in (waiter, other)] == [0, 0]
-    assert row.status == 0
+    assert priced.proc(pid).status == 0
     assert 100 <= priced.proc(waiter).ended - priced.proc(pid).began < 101, "one after the other"
 
 
 async def test_a_raised_limit_lets_those_go_who_wait(autojump_clock, priced):
     pid, waiter, other = await held(priced)
     await priced.call("proc.limits", pid=pid, set={"tokens": "1M"})
-    await priced.call("proc.wait", pids=[waiter, other])
+    await ended(priced, waiter, other)
     assert priced.proc(waiter).ended - priced.proc(pid).began < 51, "side by side"
 
 
@@ -171,7 +177,7 @@ async def test_a_signal_finds_one_who_waits(autojump_clock, priced):
     before = priced.m.kernel.held
     await priced.call("proc.signal", pid=waiter, signal="TERM")
     assert (priced.proc(waiter).status, priced.m.kernel.held) == (143, before)
-    await priced.call("proc.wait", pids=[other])
+    await ended(priced, other)
     assert priced.proc(other).status == 0
 
 
@@ -179,7 +185,7 @@ async def test_a_killed_call_gives_its_room_to_who_waits(autojump_clock, priced)
     pid, waiter, other = await held(priced)
     await priced.call("proc.signal", pid=other, signal="KILL")
     await priced.call("proc.remove", pids=[other])
-    await priced.call("proc.wait", pids=[waiter])
+    await ended(priced, waiter)
     assert priced.proc(waiter).status == 0
     assert priced.proc(waiter).ended - priced.proc(pid).began < 52
 
@@ -268,21 +274,38 @@ async def test_an_interrupted_call_is_billed(autojump_clock, priced):
 
 
 async def test_a_stream_that_dies_is_billed_and_asked_again(autojump_clock, priced):
+    """Its prompt was read twice."""
     pid = await priced.spawn(program(), script("!drop times=1", "!say hi"))
     (row,) = (await priced.call("proc.wait", pids=[pid])).procs
     assert row.message == "hi"
-    assert row.usage.input_tokens == 2 * len(priced.engine.requests) // 2 * row.usage.input_tokens / 2
+    assert row.usage.input_tokens == 2 * priced.proc(pid).last_call.prompt
+    assert priced.proc(pid).turns == 1
 
 
 async def test_what_dead_streams_have_used_may_leave_no_room(autojump_clock, priced):
     """It ends with 152 instead of asking again."""
     text = script("!drop times=3", "!say hi")
-    once = await priced.finish(program(parameters={"max_tokens": 10}), "!say hi" + " " * len(text))
-    most = 2 * once.usage.input_tokens + 25
-    pid = await priced.spawn(program(parameters={"max_tokens": 10}), text, limits={"tokens": most})
+    once = await priced.finish(program(), script("!drop times=0", "!say hi"))
+    most = 2 * once.usage.input_tokens + 8192 + 60
+    pid = await priced.spawn(program(), text, limits={"tokens": most})
     (row,) = (await priced.call("proc.wait", pids=[pid])).procs
     assert row.status == 152
-    assert await used(priced, pid, "tokens") <= most
+    assert priced.proc(pid).turns == 0
+    assert 0 < await used(priced, pid, "tokens") <= most
+
+
+async def test_a_spawned_program_brings_its_own_limits(autojump_clock, priced, tmp_path):
+    """It is bound by them and by its parent's."""
+    path = tmp_path / "child.toml"
+    model = f'[model]\nname = "{MODEL}"\nprovider = "script"\n'
+    path.write_text(model + '[tools]\nbuiltin = ["calculator"]\n[limits]\nturns = 2\n')
+    linked = program("spawn", linked_programs={"worker": str(path)})
+    pid = await priced.spawn(
+        linked, use("spawn", program_name="worker", prompt=turns(9)), limits={"turns": 90}
+    )
+    await ended(priced, pid)
+    assert (priced.proc(pid + 1).status, priced.proc(pid + 1).turns) == (152, 2)
+    assert "status 152" in (await priced.results(pid))[0]["content"]
 
 
 # --- prices and limits ------------------------------------------------------------------------------

@@ -185,7 +185,7 @@ class Anthropic:
 
     async def windows(self, image: Image) -> dict[str, int]:
         """What the endpoint says of its models' windows; see protocol.Model."""
-        if image.provider == "local":
+        if image.provider == "local" and not image.base_url:
             return {image.model: self.backs.server().window}
         said = await self._ask(image, "/v1/models?limit=1000", None)
         models = _convert(said, _Models).data

@@ -47,7 +47,7 @@ def _leave(_number: int, _frame: object) -> None:
 def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser("llmprocd.model.local_server", description=__doc__)
     parser.add_argument("weights", help="a GGUF file")
-    parser.add_argument("--slots", type=int, default=2, help="answers at once")
+    parser.add_argument("--slots", type=int, default=1, help="answers at once")
     parser.add_argument(
         "--window", type=int, default=8192, help="tokens that a prompt and its answer may have"
     )

@@ -54,9 +54,7 @@ HANDLERS: dict[type[Call[Any]], Handler] = {
     calls.LocalStatus: syslocal.sys_local_status,
 }
 
-WAITS = frozenset(
-    {calls.RunProc, calls.Wait, calls.FdRead, calls.EventsRead, calls.LocalUp, calls.LocalDown}
-)
+WAITS = frozenset({calls.RunProc, calls.Wait, calls.FdRead, calls.EventsRead, calls.LocalUp, calls.LocalDown})
 
 
 def sys_api(_m: Machine, _caller: Caller, _call: calls.Api) -> calls.ApiTable:

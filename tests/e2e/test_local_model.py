@@ -1,7 +1,7 @@
 """A real model on this machine, through the whole daemon.
 
-Only when asked for (LLMPROC_TEST_LOCAL=1), and only with weights that `llmprocctl local up` has fetched before:
-half a gigabyte and minutes of all cores are nobody's idea of a test.
+Only when asked for (LLMPROC_TEST_LOCAL=1), and only with weights that `llmprocctl local up` has fetched
+before: half a gigabyte and minutes of all cores are nobody's idea of a test.
 """
 
 import json
