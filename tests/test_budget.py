@@ -119,12 +119,12 @@ async def test_children_that_run_at_once_cannot_overshoot_together(autojump_cloc
         prompt={"system": f"<script>{turns(20)}</script>"},
     )
     pid = await priced.spawn(tools, use("fork", prompts=["go"] * 6), limits=limits)
-    (row,) = (await priced.call("proc.wait", pids=[pid])).procs
+    await ended(priced, pid)
     ((resource, most),) = limits.items()
     spent = await used(priced, pid, resource)
     assert most / 2 <= spent <= most
     assert billed(priced) == await used(priced, pid, "tokens")
-    assert row.status in {0, 152}, "it may have room for a last word"
+    assert priced.proc(pid).status in {0, 152}, "it may have room for a last word"
     assert [p.status for p in priced.m.kernel.procs.values() if p.pid != pid] == [152] * 6
     assert priced.m.kernel.held == {}
 
@@ -448,3 +448,14 @@ async def test_a_wall_limit_that_is_set_later_binds_those_that_run(autojump_cloc
     await priced.call("proc.limits", pid=pid, set={"wall": 30})
     (child,) = (await priced.call("proc.wait", pids=[pid + 1])).procs
     assert child.status == 124
+
+
+async def test_a_wall_limit_of_one_that_has_ended_binds_those_that_run(autojump_clock, priced):
+    """It can still be set."""
+    text = script(use("fork", prompts=["!sleep 500\n!say late"], wait=False), "!say bye")
+    pid = await priced.spawn(program("fork"), text)
+    await until(priced, pid + 1, "api")
+    await ended(priced, pid)
+    await priced.call("proc.limits", pid=pid, set={"wall": 30})
+    await ended(priced, pid + 1)
+    assert priced.proc(pid + 1).status == 124
