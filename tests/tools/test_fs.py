@@ -86,11 +86,10 @@ async def test_permission_is_asked_of_the_system(still, work):
         await fs.read_file(still, file_path="a")
 
 
-@pytest.mark.parametrize(
-    "path", ["/proc/self/environ", f"/proc/{os.getpid()}/maps", "/proc/thread-self/environ"]
-)
+@pytest.mark.parametrize("path", ["/proc/self/environ", "/proc/{pid}/maps", "/proc/thread-self/environ"])
 async def test_the_daemons_own_process_files_are_refused(still, work, path):
     """The file tools run in the daemon, whose environment and memory are not the model's to read."""
+    path = path.format(pid=os.getpid())
     (work / "link").symlink_to(path)
     for name in (path, "link"):
         with pytest.raises(ToolError, match="Permission denied"):
