@@ -218,7 +218,7 @@ async def kill(m: Machine, p: Proc, call: ToolUse) -> Output:
         return await kill(m, p, call)
     signals.deliver(k, target.pid, sig, node, m.partial(target.pid), sender=f"process {p.pid}")
     if image is not None:
-        proc.reload(k, target.pid, image)
+        proc.reload(k, target.pid, access.narrowed(image, k.image(target)))
     return Output(text=f"sent {sig.name} to process {target.pid}")
 
 

@@ -3,6 +3,8 @@
 Law: a ceiling only goes down a tree; nothing in here, and nobody who calls it, raises one.
 """
 
+from msgspec.structs import replace
+
 from llmprocd.abi.errno import Errno, KernelError
 from llmprocd.abi.types import Access, Pid
 from llmprocd.kernel.state import Image, Kernel, Proc
@@ -11,6 +13,11 @@ from llmprocd.kernel.state import Image, Kernel, Proc
 def child(parent: Proc, image: Image) -> Access:
     """The ceiling of a child that a model makes."""
     return min(parent.access, image.child_access)
+
+
+def narrowed(image: Image, old: Image) -> Image:
+    """A program that a process, not a person, puts in the place of another: its children may do no more."""
+    return replace(image, child_access=min(image.child_access, old.child_access))
 
 
 def denied(need: Access, have: Access) -> str:

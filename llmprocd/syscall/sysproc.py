@@ -376,7 +376,8 @@ def _signal(
         signals.deliver(k, p.pid, sig, node, m.partial(p.pid), sender=str(caller))
         image = images.get(p.pid)
         if image is not None:
-            proc.reload(k, p.pid, image)
+            by_tool = caller.proc is not None
+            proc.reload(k, p.pid, ceilings.narrowed(image, k.image(p)) if by_tool else image)
     m.commit(f"signal_{sig.name}")
     return calls.Empty()
 
@@ -484,6 +485,8 @@ def sys_exec(m: Machine, caller: Caller, call: calls.Exec) -> calls.Empty:
     require(m.kernel, caller, Access.ADMIN, call.pid)
     p = proc.require_live(m.kernel, call.pid)
     image = m.image_of(call.program, call.cwd or p.cwd, p.env)
+    if caller.proc is not None:
+        image = ceilings.narrowed(image, m.kernel.image(p))
     m.affordable(image, p.birth, p.limits)
     proc.exec_(m.begin(), call.pid, image)
     m.commit("exec")

@@ -567,6 +567,26 @@ async def test_exec_replaces_the_program_and_keeps_the_rest(autojump_clock, mach
     assert machine.proc(pid).pid == pid
 
 
+@pytest.mark.parametrize("signalled", [True, False], ids=["HUP", "exec"])
+async def test_a_tool_cannot_raise_the_ceiling_of_children_with_another_program(
+    autojump_clock, machine, tmp_path, signalled
+):
+    """What its process may hand on stays: child_access only goes down when no person asks."""
+    program = tmp_path / "p.toml"
+    text = '[model]\nname = "script"\nprovider = "script"\n[tools]\nchild_access = "{}"\n'
+    program.write_text(text.format("read"))
+    pid = await machine.spawn(str(program), interactive=True)
+    program.write_text(text.format("admin"))
+    tool = machine.caller(pid)
+    if signalled:
+        await machine.call("proc.signal", by=tool, pid=pid, signal="HUP")
+    else:
+        await machine.call("proc.exec", by=tool, pid=pid, program=str(program))
+    assert machine.m.kernel.image(machine.proc(pid)).child_access is Access.READ
+    await machine.call("proc.signal", pid=pid, signal="HUP")
+    assert machine.m.kernel.image(machine.proc(pid)).child_access is Access.ADMIN
+
+
 async def test_exec_is_refused_while_tools_run(autojump_clock, machine):
     pid = await machine.spawn(table("fork"), "!fork !sleep 99\\n!say hi")
     await machine.until(pid, "wait")
