@@ -100,7 +100,7 @@ def shortened(image: Image, out: Outgoing, output: int) -> Outgoing:
     if output >= image.max_tokens:
         return out
     first = body.with_max_tokens(out.pieces[0], image.max_tokens, output)
-    return msgspec.structs.replace(out, pieces=[first, *out.pieces[1:]])
+    return msgspec.structs.replace(out, pieces=[first, *out.pieces[1:]], output=output)
 
 
 def end(m: Machine, p: Proc, image: Image, over: Over) -> None:

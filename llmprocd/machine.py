@@ -29,6 +29,7 @@ from llmprocd.model import pricing
 from llmprocd.model.body import Transcript
 from llmprocd.model.protocol import Model
 from llmprocd.model.sse import Turn
+from llmprocd.model.threads import Threads
 from llmprocd.model.windows import Windows
 from llmprocd.store.protocol import Store
 from llmprocd.tools.spawner import Spawner
@@ -116,6 +117,7 @@ class Machine:
         kernel.defaults = tree_limits(config)
         self.herd = sched.Herd()
         self.windows = Windows()
+        self.threads = Threads()
         self.console = console.Console(kernel.counters.seq)
         self.waits = waitchan.WaitChan()
         self.pager = pager.Pager(store)

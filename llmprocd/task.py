@@ -20,7 +20,6 @@ from llmprocd.abi.errno import Errno, KernelError
 from llmprocd.abi.types import Pid, ToolUseId
 from llmprocd.endpoint import Grant
 from llmprocd.kernel import access, cached, file, limits, proc, step
-from llmprocd.kernel.cached import Sent
 from llmprocd.kernel.limits import Over
 from llmprocd.kernel.proc import ForkCall
 from llmprocd.kernel.state import At, Image, Kernel, LastTurn, Node, Proc, ToolResult, ToolUse
@@ -97,7 +96,7 @@ async def infer(m: Machine, p: Proc) -> None:
         k = m.begin()
         now = proc.current(k, p)
         if answer is not None and now is not None:
-            land(m, k, now, image, answer, out.sent, allowed.over)
+            land(m, k, now, image, answer, out, allowed.over)
         elif isinstance(answer, Reply):
             budget.lost(m, p, answer)
 
@@ -108,7 +107,7 @@ def land(
     p: Proc,
     image: Image,
     answer: Reply | ModelError,
-    sent: Sent,
+    out: Outgoing,
     over: Over | None = None,
 ) -> None:
     """What the model said, or why it did not, becomes the state of the process.
@@ -125,10 +124,12 @@ def land(
         return
     answer = m.priced(p.pid, answer)
     window.learn(m, image)
-    p = msgspec.structs.replace(p, last_call=cached.note(sent, answer, k.now))
+    p = msgspec.structs.replace(p, last_call=cached.note(out.sent, answer, k.now))
     if image.paging.enable_references:
         p = take_references(k, p, answer.text)
     p = proc.land(k, p, answer, tuple(ids_with_effects(image, p, answer.asks)))
+    if out.threaded:
+        m.threads.note(p, answer, k.now, out.previous)
     if p.begun and p.head is not None:
         m.fresh[p.pid] = p.head
     if over is not None and answer.stop_reason == "max_tokens":
@@ -168,6 +169,10 @@ async def ask(m: Machine, p: Proc, image: Image, out: Outgoing) -> Reply | Model
             return answer
         if window.refuses_more(m, image, out, answer):
             out = out.bare()
+            continue
+        if window.refuses_thread(m, p, image, out, answer):
+            anew = await window.outgoing(m, p, image, await m.transcript(p))
+            out = budget.shortened(image, anew, out.output or image.max_tokens)
             continue
         policy = Retries(m.config.retries, m.config.retry_s)
         pause = policy.pause(answer, attempt, trio.current_time() - began, chance())

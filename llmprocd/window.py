@@ -20,7 +20,7 @@ from llmprocd.kernel import proc
 from llmprocd.kernel.cached import Sent
 from llmprocd.kernel.state import At, Image, Node, Proc
 from llmprocd.machine import Machine
-from llmprocd.model import body
+from llmprocd.model import body, threads
 from llmprocd.model.body import Transcript
 from llmprocd.model.protocol import ModelError
 
@@ -156,6 +156,9 @@ class Outgoing(msgspec.Struct, frozen=True):
     sent: Sent
     share: Share
     more: bytes
+    threaded: bool = False  # the endpoint is to hold the conversation
+    previous: str | None = None  # the answer from which it goes on there
+    output: int = 0  # tokens to which the answer is bounded beside the program's own bound; 0: not
 
     @property
     def size(self) -> int:
@@ -172,10 +175,29 @@ async def outgoing(m: Machine, p: Proc, image: Image, transcript: Transcript) ->
     assert p.head is not None
     node = await m.node(p.head)
     extra = more(m, p, image)
-    pieces = transcript.pieces(image, extra)
-    length = sum(map(len, pieces))
+    common = share(m, p, image, transcript, node)
+    threaded = image.threads and m.windows.has(endpoint(image), "thread") and m.threads.wanted(p.pid)
+    previous = goes_on(m, p, image, transcript) if threaded else None
+    ending = body.thread(previous) + extra if threaded else extra
+    if previous is None:
+        pieces = transcript.pieces(image, ending)
+        length = sum(map(len, pieces))
+    else:
+        pieces = transcript.continued(image, ending)
+        length = len(image.prefix) + len(transcript) + len(image.suffix)
+        common = msgspec.structs.replace(common, marked=common.marked[:2])  # no marker before the last text
     noted = sent(m, p, image, transcript, length)
-    return Outgoing(pieces, noted, share(m, p, image, transcript, node), extra)
+    return Outgoing(pieces, noted, common, extra, threaded, previous)
+
+
+def goes_on(m: Machine, p: Proc, image: Image, transcript: Transcript) -> str | None:
+    """The answer from which an endpoint can go on; None if it is to be sent all.
+
+    A turn so long that looking back would not find what is cached needs a marker that only all can have.
+    """
+    if not transcript.asks or (image.caching and not transcript.near):
+        return None
+    return m.threads.previous(p, transcript.answer, m.kernel.now)
 
 
 def share(m: Machine, p: Proc, image: Image, transcript: Transcript, node: Node) -> Share:
@@ -233,6 +255,26 @@ def refuses_more(m: Machine, image: Image, out: Outgoing, error: ModelError) -> 
         return False
     m.windows.lacks(endpoint(image), "diagnostics")
     return True
+
+
+def refuses_thread(m: Machine, p: Proc, image: Image, out: Outgoing, error: ModelError) -> bool:
+    """Whether an endpoint has refused a request for what it holds, or does not: it is to be made anew."""
+    if out.previous is not None and error.code in threads.AGAIN:
+        _log.info("process %d: %s: all is sent anew", p.pid, error.code)
+        m.threads.forget(p.pid)
+        if error.code == "thread_not_found" and m.threads.lost(p.pid):
+            _log.warning("process %d: goes on without a message thread: it is lost each time", p.pid)
+            m.threads.off(p.pid)
+        return True
+    if out.threaded and error.code in threads.NEVER:
+        _log.warning("process %d: goes on without a message thread: %s", p.pid, error)
+        m.threads.off(p.pid)
+        return True
+    if out.threaded and error.errno is Errno.EINVAL and "thread: Extra inputs" in error.text:
+        _log.warning("%s knows no message threads", endpoint(image))
+        m.windows.lacks(endpoint(image), "thread")
+        return True
+    return False
 
 
 def sentence(image: Image, error: ModelError) -> str:

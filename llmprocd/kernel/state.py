@@ -219,6 +219,7 @@ class Image(msgspec.Struct, frozen=True):
     least_tokens: int = 1  # below which the endpoint refuses: it must be more than may be thought
     region: str = ""  # of a cloud
     project_id: str = ""  # what a cloud bills: a project, a workspace, a resource
+    threads: bool = False  # the endpoint may hold the conversation; see model/threads.py
 
     def tool(self, name: str) -> ToolName | None:
         """The tool that the model calls by this name, or by its own."""

@@ -26,6 +26,7 @@ import trio
 
 from llmprocd.abi.errno import Errno
 from llmprocd.kernel.state import Image
+from llmprocd.model import body as bodies
 from llmprocd.model import clouds, quota, sse
 from llmprocd.model.protocol import Listener, ModelError, Quota, unheard
 
@@ -37,6 +38,8 @@ DEFAULT_URL = "https://api.anthropic.com"
 CONNECT = 10.0  # seconds
 STALL = 120.0  # seconds without a byte; the API sends pings
 PATIENCE = 5.0  # seconds that closing a response may take
+THREADS = "message-threads-2026-08-12"
+"""The beta of conversations that the endpoint holds."""
 
 _SCRIPT_KEY = "the built-in model asks for no key"
 _SCRIPT_URL = "http://script.invalid"
@@ -90,6 +93,18 @@ class _Models(msgspec.Struct):
 
 class _Counted(msgspec.Struct):
     input_tokens: int
+
+
+class _Details(msgspec.Struct, frozen=True):
+    error_code: str = ""
+
+
+class _Error(msgspec.Struct, frozen=True):
+    details: _Details | None = None
+
+
+class _Refusal(msgspec.Struct, frozen=True):
+    error: _Error = _Error()
 
 
 class Server(msgspec.Struct, frozen=True):
@@ -178,6 +193,8 @@ class Anthropic:
         """Send one request and feed the listener what comes back; see protocol.Model."""
         endpoint = self._endpoint(image)
         headers = _headers(image)
+        if bodies.is_threaded(body):
+            headers["anthropic-beta"] = ",".join(filter(None, (headers.get("anthropic-beta"), THREADS)))
         await self._imported()
         client = self._client(endpoint)
         with _told(endpoint.name, self.stall, _secrets(endpoint, image)):
@@ -312,10 +329,10 @@ async def _post(
 ) -> "httpx2.Response":
     import anthropic
 
-    sent = content.get("content")
+    sent, beta = content.get("content"), THREADS in headers.get("anthropic-beta", "")
     length = {"content-length": str(sent.size)} if isinstance(sent, Pieces) else {}
     answer: Any = await client.post(
-        "/v1/messages",
+        "/v1/messages?beta=true" if beta else "/v1/messages",
         **content,
         cast_to=object,
         stream=True,
@@ -451,7 +468,12 @@ def _redacted(fault: ModelError, secrets: Sequence[str]) -> ModelError:
         for length in range(len(secret) - 1, 5, -1):  # one that the end of a cut text cut in two
             text = text.replace(secret[:length] + "...", "***...")
     return ModelError(
-        fault.errno, text, again=fault.again, retry_after=fault.retry_after, shared=fault.shared
+        fault.errno,
+        text,
+        again=fault.again,
+        retry_after=fault.retry_after,
+        shared=fault.shared,
+        code=fault.code,
     )
 
 
@@ -471,8 +493,22 @@ def _refused(name: str, fault: "anthropic.APIStatusError") -> ModelError:
     told = sse.failure(kind, text, wait)
     again = _may_pass(status, told, headers.get("x-should-retry"))
     return ModelError(
-        told.errno, text, again=again, retry_after=told.retry_after, shared=told.shared and again
+        told.errno,
+        text,
+        again=again,
+        retry_after=told.retry_after,
+        shared=told.shared and again,
+        code=_code(fault.response.content),
     )
+
+
+def _code(said: bytes) -> str:
+    """The word that a refusal has for its reason beside the sentence; "" when there is none."""
+    try:
+        details = msgspec.json.decode(said, type=_Refusal).error.details
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return ""
+    return details.error_code if details is not None else ""
 
 
 def _may_pass(status: int, told: ModelError, verdict: str | None) -> bool:

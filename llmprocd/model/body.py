@@ -18,6 +18,7 @@ Cache markers stand in no stored bytes: they are put in as a body is made, where
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, Self
 
 import msgspec
@@ -38,6 +39,8 @@ _TEXT = b',{"type":"text",'  # as history.text_block begins, after another block
 _NOTICE = b'{"type":"text","text":"<context_notice'  # as window.py words it
 _CHILD = b'"content":"pid 0: you are the child of a fork.'  # as kernel/proc.py words it
 _SIBLINGS = b'"content":"made by your parent: pids '
+_THREAD = b',"thread":{"type":'
+_HELD = frozenset({"system", "tools", "messages"})  # what the endpoint has of a conversation it holds
 _NEAR = 18  # blocks that looking back (20) surely spans
 _MARKED = frozenset({"text", "tool_use", "server_tool_use"})  # an assistant's blocks that can be marked
 
@@ -101,6 +104,29 @@ def diagnostics(previous: str | None) -> bytes:
         previous: the message that answered the request to compare with; None when there was none.
     """
     return b',"diagnostics":%b' % _encode({"previous_message_id": previous})
+
+
+def thread(previous: str | None) -> bytes:
+    """The member of a request whose conversation the endpoint is to hold.
+
+    Args:
+        previous: the message from which it goes on; None when the request has all of it.
+    """
+    if previous is None:
+        return _THREAD + b'"create"}'
+    return _THREAD + b'"continue","previous_message_id":%b}' % _encode(previous)
+
+
+def is_threaded(pieces: Sequence[bytes]) -> bool:
+    """Whether the endpoint is to hold the conversation of a request, as `thread` says at its end."""
+    return bool(pieces) and _THREAD in pieces[-1]
+
+
+@lru_cache(maxsize=64)
+def _continuing(prefix: bytes) -> bytes:
+    """The beginning of a body that goes on with a conversation that the endpoint holds."""
+    whole = _WHOLE(prefix + b"]}")
+    return _encode({name: whole[name] for name in whole if name not in _HELD})[:-1] + b',"messages":['
 
 
 def changed(before: Image, now: Image) -> str:
@@ -186,6 +212,16 @@ class Transcript:
         """Bytes that the model has not seen or said yet."""
         return len(self._joined) - self._answered
 
+    @property
+    def near(self) -> bool:
+        """Whether looking back from the end of what is new finds the end of the request before."""
+        return self._joined.count(_TYPE, self._asked.end) <= _NEAR
+
+    @property
+    def asks(self) -> bool:
+        """Whether the user has said something after an answer."""
+        return self.answer is not None and self._role == "user"
+
     def append(self, node: Node) -> None:
         """Add the next node of the path; costs nothing that grows with the path."""
         content = node.body
@@ -220,14 +256,30 @@ class Transcript:
         if len(marked) > 1 and prefix.count(mark) > 1:
             before, _, after = prefix.rpartition(mark)
             prefix = before + after
-        pieces, begin = [prefix], 0
+        return self._cut(prefix, 0, marked, mark, image.suffix[:-1] + more + b"}")
+
+    def continued(self, image: Image, more: bytes) -> list[bytes]:
+        """The body of a request that holds only what is new after `answer`; see `pieces`.
+
+        The program is not in it, nor is a marker that would stand before what is new.
+        """
+        assert self.asks, "nothing is new"
+        mark, begin = image.suffix[1:-1] if image.caching else b"", self._answered + len(b"]},")
+        marked = [end for end in self._marked() if end > begin] if mark else []
+        return self._cut(_continuing(image.prefix), begin, marked, mark, image.suffix[:-1] + more + b"}")
+
+    def _cut(
+        self, prefix: bytes, begin: int, marked: Sequence[int], mark: bytes, suffix: bytes
+    ) -> list[bytes]:
+        """A body from some byte of the messages on, with markers put in."""
+        pieces = [prefix]
         with memoryview(self._joined) as joined:
             for end in marked:
                 pieces += [joined[begin : end - 1].tobytes(), mark]
                 begin = end - 1
             pieces.append(joined[begin:].tobytes())
         ending = b"]}" if self._role else b""
-        return [*pieces, ending + image.suffix[:-1] + more + b"}"]
+        return [*pieces, ending + suffix]
 
     def _marked(self) -> list[int]:
         """The ends of the blocks that get a marker of their own, in order."""

@@ -19,7 +19,8 @@ class ModelError(KernelError):
     """A model call that failed.
 
     `again` says whether the same request may succeed later, `retry_after` (seconds) when the server named
-    a time, and `shared` whether the whole endpoint should hold back rather than this call alone.
+    a time, and `shared` whether the whole endpoint should hold back rather than this call alone. `code` is
+    the endpoint's own word for the reason, where it has one.
     """
 
     def __init__(
@@ -30,11 +31,13 @@ class ModelError(KernelError):
         again: bool = False,
         retry_after: float | None = None,
         shared: bool = False,
+        code: str = "",
     ) -> None:
         super().__init__(errno, text)
         self.again = again
         self.retry_after = retry_after
         self.shared = shared
+        self.code = code
 
 
 class Allowance(msgspec.Struct, frozen=True):

@@ -1,7 +1,8 @@
 r"""The built-in model: a small Messages API endpoint that plays scripts. For tests, demos and dry runs.
 
-Law: it has no memory of conversations. What it answers follows from the request, except for two things: how
-often a fault with `times=` has struck, and which prompts are cached.
+Law: it has no memory of conversations, but of those it is asked to hold (script_threads.py). What it answers
+follows from the request, except for two things: how often a fault with `times=` has struck, and which prompts
+are cached.
 Law: a body that the real API would refuse is refused (script_rules.py), with its status and in its words.
 This file does no I/O and reads no clock: bytes in, an Answer out. script_transport.py lets an Anthropic
 client talk to it in process; script_http.py serves it:
@@ -79,6 +80,7 @@ input) sent. Usage tells what the prompt cache would (script_cache.py). An answe
 cut off there, one that contains a stop sequence ends before it. A prompt longer than the window (`--window`)
 is refused, an answer that would not fit beside it is cut off with `model_context_window_exceeded`.
 
+`/_script/forget` makes it forget the conversations that it holds.
 `/_script/requests`, `refusals` and `books` tell what came, what was refused, and what has been billed.
 """
 
@@ -91,7 +93,7 @@ from typing import Any, cast
 
 import msgspec
 
-from llmprocd.model import script_answer, script_cache, script_parse, script_rules
+from llmprocd.model import script_answer, script_cache, script_parse, script_rules, script_threads
 from llmprocd.model.script_answer import Answer
 from llmprocd.model.script_parse import Fault, Say, Scene, ScriptError, Step, Think, Use
 from llmprocd.model.script_rules import ApiError, Json
@@ -141,7 +143,9 @@ class Engine:
         seed: makes the ids the same in each run; None makes them the only ones of their kind.
         keep_bytes: how much of what was received `requests` remembers; the newest request always stays.
         window: tokens that prompt and answer may have together.
-        without: fields and paths that this endpoint does not have: "diagnostics", "count_tokens", "models".
+        without: fields and paths that this endpoint does not have: "diagnostics", "thread", "count_tokens",
+            "models".
+        unthreaded: fields that it does not take in a request of a thread.
     """
 
     def __init__(
@@ -154,6 +158,7 @@ class Engine:
         keep_bytes: int = KEEP_BYTES,
         window: int = WINDOW,
         without: Collection[str] = (),
+        unthreaded: Collection[str] = (),
     ) -> None:
         self.script = script
         self.key = key
@@ -161,6 +166,7 @@ class Engine:
         self.keep_bytes = keep_bytes
         self.window = window
         self.without = frozenset(without)
+        self.unthreaded = frozenset(unthreaded)
         self.books = Books()
         self.requests: list[Received] = []
         self.refusals: list[str] = []
@@ -168,6 +174,7 @@ class Engine:
         self._serial = 0
         self._bytes = 0
         self._cache = script_cache.PromptCache()
+        self._threads = script_threads.Threads()
         self._tries: OrderedDict[bytes, int] = OrderedDict()
         self._answered: OrderedDict[str, script_cache.Sections] = OrderedDict()
         self._allowance = (rate_limit or 0.0, float("-inf"))
@@ -195,7 +202,8 @@ class Engine:
         try:
             answer = self._route(method, path, named, body, now)
         except ApiError as error:
-            self._refused(error.text)
+            if error.code not in script_threads.LOST:  # no mistake of the client's
+                self._refused(error.text)
             answer = script_answer.error_answer(error, request_id)
         return msgspec.structs.replace(answer, headers=(*answer.headers, ("request-id", request_id)))
 
@@ -206,6 +214,7 @@ class Engine:
         self._bytes = 0
         self.books = Books()
         self._cache.forget()
+        self._threads.forget()
         self._tries.clear()
         self._answered.clear()
 
@@ -220,7 +229,7 @@ class Engine:
             raise ApiError(404, "not_found_error", "Not Found")
         if path == "/v1/messages" and method == "POST":
             self._check_rate(now)
-            return self._messages(body, now)
+            return self._messages(headers, body, now)
         if path == "/v1/messages/count_tokens" and method == "POST":
             return count_tokens(body)
         if path.startswith("/v1/models") and method == "GET":
@@ -229,10 +238,22 @@ class Engine:
             raise ApiError(405, "invalid_request_error", "Method Not Allowed")
         raise ApiError(404, "not_found_error", "Not Found")
 
-    def _messages(self, body: bytes, now: float) -> Answer:
+    def _messages(self, headers: dict[str, str], body: bytes, now: float) -> Answer:
         request = script_rules.parse(body)
         for name in self.without.intersection(request):
             script_rules.refuse(f"{name}: Extra inputs are not permitted")
+        thread = script_threads.asked(request, headers)
+        if thread is None:
+            request.pop("thread", None)  # a null
+            return self._converse(request, body, now)
+        script_threads.check_supported(request, self.unthreaded)
+        body = self._threads.whole(thread, request["model"], body, now)
+        answer = self._converse(script_rules.parse(body), body, now)
+        self._threads.hold(thread, body, answer, now)
+        return answer
+
+    def _converse(self, request: Json, body: bytes, now: float) -> Answer:
+        """Answer a request that has all of a conversation."""
         script_rules.check_create(request)
         script_rules.check_signatures(request)
         prompt = script_cache.prompt_of(body)
@@ -355,6 +376,9 @@ class Engine:
             return script_answer.json_answer(200, self.refusals)
         if (method, path) == ("GET", "/_script/books"):
             return script_answer.json_answer(200, msgspec.structs.asdict(self.books))
+        if (method, path) == ("POST", "/_script/forget"):
+            self._threads.forget()
+            return script_answer.json_answer(200, {})
         if (method, path) == ("POST", "/_script/reset"):
             self.forget()
             return script_answer.json_answer(200, {})

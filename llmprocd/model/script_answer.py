@@ -100,7 +100,10 @@ def json_answer(
 
 def error_answer(error: ApiError, request_id: str) -> Answer:
     """The response to a request that is refused."""
-    return json_answer(error.status, error_value(error.kind, error.text, request_id), error.headers)
+    value = error_value(error.kind, error.text, request_id)
+    if error.code:
+        value["error"]["details"] = {"error_code": error.code}
+    return json_answer(error.status, value, error.headers)
 
 
 def error_value(kind: str, text: str, request_id: str) -> Json:

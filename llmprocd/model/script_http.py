@@ -1,7 +1,8 @@
 """The scripted model over HTTP/1.1 on loopback: any client of the Messages API can talk to it.
 
 Besides the API: GET /_script/requests and /_script/refusals tell what came and what was refused, POST
-/_script/reset forgets it. It answers whoever connects, so it listens on loopback addresses only.
+/_script/reset forgets it, and /_script/forget the conversations that it holds. It answers whoever connects,
+so it listens on loopback addresses only.
 """
 
 import argparse
@@ -181,7 +182,14 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--require-key", metavar="KEY", help="any other key is refused")
     parser.add_argument("--window", type=int, default=WINDOW, metavar="N", help="tokens of the window")
     parser.add_argument(
-        "--without", action="append", default=[], metavar="NAME", help="diagnostics, count_tokens or models"
+        "--without",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="diagnostics, thread, count_tokens or models",
+    )
+    parser.add_argument(
+        "--unthreaded", action="append", default=[], metavar="FIELD", help="is refused beside thread"
     )
     parser.add_argument("--rate-limit", type=positive, metavar="N", help="requests a second before 429")
     options = parser.parse_args(argv)
@@ -192,6 +200,7 @@ def main(argv: Sequence[str]) -> int:
         rate_limit=options.rate_limit,
         window=options.window,
         without=options.without,
+        unthreaded=options.unthreaded,
     )
     trio.run(run, engine, options.port, options.host)
     return 0

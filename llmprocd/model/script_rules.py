@@ -88,12 +88,15 @@ IMAGE_TYPES = ("image/jpeg", "image/png", "image/gif", "image/webp")
 class ApiError(Exception):
     """An HTTP error of the API: status, type and the sentence it says."""
 
-    def __init__(self, status: int, kind: str, text: str, headers: tuple[tuple[str, str], ...] = ()) -> None:
+    def __init__(
+        self, status: int, kind: str, text: str, headers: tuple[tuple[str, str], ...] = (), code: str = ""
+    ) -> None:
         super().__init__(text)
         self.status = status
         self.kind = kind
         self.text = text
         self.headers = headers
+        self.code = code  # more exact than the type, for a program to read
 
 
 def parse(body: bytes) -> Json:

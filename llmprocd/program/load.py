@@ -390,6 +390,7 @@ def _program(reader: _Reader, place: Place, report: Report, data: dict[str, Any]
         links=_links(report, tables.linked_programs, folder),
         max_iterations=tables.model.max_iterations,
         caching=not tables.model.disable_automatic_caching,
+        threads=tables.model.threads and tables.model.provider == "anthropic",
         limits=schema.limits(report, tables.limits),
         preload=_preload(reader, report, tables.preload, folder),
         variables=schema.variables(report, env),

@@ -86,6 +86,7 @@ def image(
         max_iterations=program.max_iterations,
         child_access=program.child_access,
         caching=program.caching,
+        threads=program.threads,
         limits=program.limits,
         max_tokens=program.parameters.get("max_tokens", schema.MAX_TOKENS),
         least_tokens=_least_tokens(program),

@@ -80,6 +80,7 @@ class ModelTable(Table, frozen=True):
     base_url: str = ""
     api_key_env: str = ""
     disable_automatic_caching: bool = False
+    threads: bool = False
     region: str = ""
     project_id: str = ""
     display_name: str = ""
@@ -221,6 +222,7 @@ class Program(msgspec.Struct, frozen=True, kw_only=True):
     links: tuple[Link, ...] = ()
     max_iterations: int = 10
     caching: bool = True
+    threads: bool = False  # the endpoint may hold the conversation
     limits: tuple[tuple[str, Limit], ...] = ()  # by resource
     preload: tuple[tuple[str, str], ...] = ()  # label and text
     variables: tuple[str, ...] = ()
@@ -404,6 +406,8 @@ def model(report: Report, spec: ModelTable) -> None:
         report.warn(
             ("model", "provider"), f"{spec.provider} {lacks}: the program loads and cannot be spawned"
         )
+    if spec.threads and spec.provider and spec.provider != "anthropic":
+        report.warn(("model", "threads"), "is for provider anthropic: whole conversations are sent")
     if spec.base_url and not URL.fullmatch(spec.base_url):
         report.fault(
             ("model", "base_url"), "must be an http:// or https:// address without user, query or fragment"

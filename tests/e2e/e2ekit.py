@@ -371,7 +371,7 @@ class Strict:
 
     def requests(self, having: str = "") -> list[Any]:
         """The model calls that arrived, oldest first; those whose body holds a text."""
-        calls = [one for one in self._ask("requests") if one["target"] == "/v1/messages"]
+        calls = [one for one in self._ask("requests") if one["target"].partition("?")[0] == "/v1/messages"]
         return [one for one in calls if having in one["body"]]
 
     def books(self) -> dict[str, int]:
@@ -385,6 +385,10 @@ class Strict:
     def refusals(self) -> list[str]:
         found: list[str] = self._ask("refusals")
         return found
+
+    def forget(self) -> None:
+        """Make it forget the conversations that it holds."""
+        self._ask("forget", b"")
 
     def reset(self) -> None:
         self._ask("reset", b"")

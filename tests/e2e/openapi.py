@@ -13,7 +13,7 @@ LONGEST = 200_000
 """Characters of a body that is looked at: the validator is slow."""
 
 
-NEWER = ("diagnostics",)
+NEWER = ("diagnostics", "thread")
 """Fields of the API, and of the SDK's own types, that are younger than that file."""
 
 

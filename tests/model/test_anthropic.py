@@ -20,7 +20,7 @@ from llmprocd.abi.types import MessageId, ToolUseId
 from llmprocd.kernel.state import Image, Node, ToolResult
 from llmprocd.model import script_http
 from llmprocd.model.anthropic import Anthropic, Pieces, retry_after
-from llmprocd.model.body import Transcript, counted, prefix, tool_results, user_text
+from llmprocd.model.body import Transcript, counted, prefix, thread, tool_results, user_text
 from llmprocd.model.pool import Pool
 from llmprocd.model.protocol import ModelError
 from llmprocd.model.script import Engine
@@ -674,3 +674,16 @@ async def test_a_refusal_that_names_no_time_is_waited_out_by_its_limits():
         async with endpoint(replying(status(429, b"{}", *extra))) as (url, _, _), asking(url) as model:
             fault = await refused(model)
             assert (fault.retry_after is not None) == named
+
+
+async def test_a_refusals_code_is_told(nursery):
+    """What is said beside the sentence is kept, and nothing is made of a strange one."""
+    _, url = await served(nursery)
+    body = [b'{"model":"m","max_tokens":9,"messages":[{"role":"user","content":"x"}]', thread("msg_x") + b"}"]
+    async with asking(url) as model:
+        with pytest.raises(ModelError) as caught:
+            await model.infer(image(), body, Turn("m", lambda _: None))
+        assert (caught.value.code, caught.value.again) == ("thread_not_found", False)
+    for said in (b"[]", b'{"error":{"details":null}}', b'{"error":{"details":{"error_code":7}}}', b"\xff"):
+        async with endpoint(replying(status(400, said, JSON))) as (url, _, _), asking(url) as model:
+            assert (await refused(model)).code == ""

@@ -437,6 +437,15 @@ def test_a_provider_whose_extra_is_not_installed_loads_with_a_warning(folder, pr
     assert warnings(folder, f'[model]\nname = "m"\nprovider = "{provider}"\n') == []
 
 
+def test_threads_are_for_one_provider(folder):
+    """Elsewhere the key is told of and passed over."""
+    assert warnings(folder, MODEL + "threads = true\n") == []
+    assert program(folder, MODEL + "threads = true\n").threads
+    text = '[model]\nname = "m"\nprovider = "local"\nbase_url = "http://h"\nthreads = true\n'
+    assert any("model.threads: is for provider anthropic" in told for told in warnings(folder, text))
+    assert not program(folder, text).threads
+
+
 def test_a_small_thinking_budget_is_a_warning(folder):
     """The API's business in the end, but hardly meant."""
     assert warnings(folder, MODEL + "[parameters.thinking]\nbudget_tokens = 5\n") == [
