@@ -154,7 +154,7 @@ def take_references(k: Kernel, p: Proc, text: str) -> Proc:
 
 async def ask(m: Machine, p: Proc, image: Image, out: Outgoing) -> Reply | ModelError | None:
     """Ask until there is an answer or it is hopeless; None when the process was interrupted or stopped."""
-    endpoint = image.base_url or image.provider
+    endpoint = window.endpoint(image)
     began, attempt = 0.0, 0
     while True:
         async with window.together(m, p, out.share), slot(m, p, endpoint, out.size) as grant:

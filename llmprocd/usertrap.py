@@ -81,10 +81,7 @@ async def spawn(m: Machine, p: Proc, call: ToolUse) -> Output:
     with m.doing(p.pid, "wait", call.id):
         ended = await m.wait_ended(waiting)
     (told,) = await tell(m, waiting, ended)
-    k = m.begin()
-    for pid in waiting:
-        if pid in k.procs:
-            proc.collect(k, pid)
+    proc.collect_all(m.begin(), waiting)
     if told["status"] == 0:
         return Output(text=told["message"])
     text = f"process {told['pid']} ended with status {told['status']}: {told['message']}"
@@ -175,10 +172,7 @@ async def children(m: Machine, pids: Sequence[Pid]) -> Output:
     """Wait for forked children, and hand over what each said, in order."""
     ended = await m.wait_ended(pids)
     told = await tell(m, pids, ended)
-    k = m.begin()
-    for pid in pids:
-        if pid in k.procs:
-            proc.collect(k, pid)
+    proc.collect_all(m.begin(), pids)
     return Output(text=msgspec.json.encode(told).decode())
 
 
@@ -196,10 +190,7 @@ async def wait(m: Machine, p: Proc, call: ToolUse) -> Output:
         await m.wait_ended(pids, ended=found)
     ended = [pid for pid in pids if pid in found]
     told = await tell(m, ended, found)
-    k = m.begin()
-    for pid in ended:
-        if pid in k.procs:
-            proc.collect(k, pid)
+    proc.collect_all(m.begin(), ended)
     running = [{"pid": pid, "status": None, "message": "still running"} for pid in pids if pid not in found]
     return Output(text=msgspec.json.encode([*told, *running]).decode())
 

@@ -6,7 +6,7 @@ node that asks for tools goes through `settle`, and only `land` puts a head on s
 Law: a step that has ended lands only if nobody has interrupted the process since (`current`).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import msgspec
 from msgspec.structs import replace
@@ -722,6 +722,13 @@ def collect(k: Kernel, pid: Pid) -> None:
     p = k.proc(pid)
     if not p.collected:
         k.put(replace(p, collected=True))
+
+
+def collect_all(k: Kernel, pids: Iterable[Pid]) -> None:
+    """Somebody has waited for these; one that was removed meanwhile needs no collecting."""
+    for pid in pids:
+        if pid in k.procs:
+            collect(k, pid)
 
 
 def remove(k: Kernel, pid: int) -> None:

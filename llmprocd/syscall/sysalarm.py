@@ -27,12 +27,12 @@ async def ring(m: Machine, pid: Pid, which: str) -> None:
     if p.at is At.ASKS and (node is None or node.id != p.head):
         await ring(m, pid, which)
         return
-    if which == "soft" and p.last_turn is LastTurn.NO:
-        limits.tell(k, p, "wall")
-    elif which == "soft":
-        return
-    else:
+    if which == "hard":
         _end(m, k, p, node)
+    elif p.last_turn is LastTurn.NO:
+        limits.tell(k, p, "wall")
+    else:
+        return
     m.commit("wall")
 
 

@@ -401,10 +401,7 @@ async def sys_wait(m: Machine, caller: Caller, call: calls.Wait) -> calls.EndedL
     ended = [found[pid] for pid in pids if pid in found]
     messages = [await m.message(p) for p in ended]
     if call.collect:
-        k = m.begin()
-        for p in ended:
-            if p.pid in k.procs:
-                proc.collect(k, p.pid)
+        proc.collect_all(m.begin(), [p.pid for p in ended])
         m.commit("collect")
     return calls.EndedList(
         [
