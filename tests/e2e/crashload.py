@@ -5,12 +5,15 @@ Law: what the daemon acknowledged is never asked for again; what it did not answ
 
 import contextlib
 import json
+import socket
+import threading
 import time
 import traceback
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from e2ekit import Client, Daemon, HungUpError, RefusedError, program, script, texts, toml, use
 
@@ -47,11 +50,46 @@ WORK = script(
 )  # fmt: skip
 
 
+class Gate:
+    """A way to the endpoint that lets nothing through until it is opened."""
+
+    def __init__(self, url: str) -> None:
+        beyond = urlsplit(url)
+        self._beyond = (beyond.hostname, beyond.port)
+        self._door = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._door.getsockname()[1]}"
+
+    def open(self) -> None:
+        threading.Thread(target=self._let_in, daemon=True).start()
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._door.shutdown(socket.SHUT_RDWR)  # wakes who waits in accept
+        self._door.close()
+
+    def _let_in(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                near, _ = self._door.accept()
+                far = socket.create_connection(self._beyond)
+                for source, sink in ((near, far), (far, near)):
+                    threading.Thread(target=pump, args=(source, sink), daemon=True).start()
+
+
+def pump(source: socket.socket, sink: socket.socket) -> None:
+    """Pass bytes on until either side ends."""
+    with contextlib.suppress(OSError):
+        while data := source.recv(1 << 16):
+            sink.sendall(data)
+        sink.shutdown(socket.SHUT_WR)
+
+
 class Load:
     """One run of the workload, on a daemon of its own."""
 
-    def __init__(self, daemon: Daemon) -> None:
+    def __init__(self, daemon: Daemon, gate: Gate) -> None:
         self.daemon = daemon
+        self.gate = gate
         self.client: Client = daemon.client()
         self.watcher = self._watch()
         self.deaths = 0
@@ -218,9 +256,12 @@ class Load:
         assert self.wait(limited)["status"] == 152
 
     def is_held(self) -> None:
-        """STOP while a model call is under way, CONT afterwards."""
-        pid = self.spawn("held", BASH, f"!sleep 0.1\n{logs('D1')}\n!say held")
+        """STOP while a model call is under way, CONT when its answer is there."""
+        beyond = {**BASH, "model": {**BASH["model"], "base_url": self.gate.url}}
+        pid = self.spawn("held", beyond, f"{logs('D1')}\n!say held")
+        self.do(lambda client: client.until(pid, lambda row: row["wchan"] == "api"))
         self.signal(pid, "STOP")
+        self.gate.open()
         self.do(lambda client: client.until(pid, lambda row: row["wchan"] == "-"))
         assert self.do(lambda client: client.get(pid))["stat"] == "T"
         self.signal(pid, "CONT")
@@ -339,11 +380,13 @@ def listed(client: Client, pid: int) -> bool:
 
 def play(folder: Path, url: str, point: str) -> str:
     """The whole workload with a crash at one point ("" for none): what went wrong, or ""."""
-    daemon = Daemon(folder, url)
+    daemon, gate = Daemon(folder, url), Gate(url)
+    with daemon.config.open("a") as config:
+        config.write(f'[endpoints."{gate.url}"]\napi_key_env = "ANTHROPIC_API_KEY"\n')
     environment = {"LLMPROC_CRASH": point} if point else {"LLMPROC_CRASH_LOG": str(folder / "points")}
     began = time.monotonic()
     daemon.start(**environment)
-    load = Load(daemon)
+    load = Load(daemon, gate)
     try:
         load.run()
         assert load.deaths == (1 if point else 0), "the daemon did not die"
@@ -355,6 +398,7 @@ def play(folder: Path, url: str, point: str) -> str:
     finally:
         load.client.close()
         load.watcher.close()
+        gate.close()
         if daemon.process is not None:
             daemon.kill()
         print(f"{point or 'no crash'}: {time.monotonic() - began:.1f} s")
