@@ -72,15 +72,24 @@ class Gate:
             while True:
                 near, _ = self._door.accept()
                 far = socket.create_connection(self._beyond)
-                for source, sink in ((near, far), (far, near)):
-                    threading.Thread(target=pump, args=(source, sink), daemon=True).start()
+                threading.Thread(target=join, args=(near, far), daemon=True).start()
+
+
+def join(near: socket.socket, far: socket.socket) -> None:
+    """Make one connection of two, until both sides have ended."""
+    with near, far:
+        back = threading.Thread(target=pump, args=(far, near), daemon=True)
+        back.start()
+        pump(near, far)
+        back.join()
 
 
 def pump(source: socket.socket, sink: socket.socket) -> None:
-    """Pass bytes on until either side ends."""
+    """Pass bytes on until there are no more."""
     with contextlib.suppress(OSError):
         while data := source.recv(1 << 16):
             sink.sendall(data)
+    with contextlib.suppress(OSError):
         sink.shutdown(socket.SHUT_WR)
 
 
