@@ -1,4 +1,4 @@
-"""The daemon itself: `daemon start|stop|status|reload`."""
+"""The daemon itself: `daemon start|stop|status|reload`, and `gc`."""
 
 import os
 
@@ -28,6 +28,17 @@ def daemon(session: Session, *, action: str, json: bool) -> int:
     if action == "stop":
         return _stop(session)
     raise UsageError(f"{action}: not one of start, stop, status, reload")
+
+
+def gc(session: Session, *, dry_run: bool, json: bool) -> int:
+    """Free what nothing refers to, and say how much it was."""
+    freed = session.call("store.gc", dry_run=dry_run)
+    if json:
+        render.put_json([freed])
+    else:
+        said = f"{freed['files']} files, {freed['messages']} messages, {units.bytes_(freed['bytes'])}"
+        render.put(f"{'would free' if dry_run else 'freed'} {said}\n")
+    return 0
 
 
 def _status(session: Session, *, json: bool) -> int:

@@ -293,6 +293,13 @@ COMMANDS = {
         example="llmprocctl programs check ./coder.toml",
     ),
     "rm": Command("cmd_proc:rm", "Remove ended processes.", _PIDS, example="llmprocctl rm 42"),
+    "gc": Command(
+        "cmd_daemon:gc",
+        "Free what nothing refers to any more: the messages and files of removed processes.",
+        options=(Option("--dry-run", "flag", "Only say how much that is."), _JSON),
+        example="llmprocctl gc --dry-run",
+        more="The daemon does it by itself once a day.",
+    ),
     "daemon": Command(
         "cmd_daemon:daemon",
         "Start, stop, look at or reload the daemon: start, stop, status, reload.",

@@ -458,9 +458,10 @@ class Machine:
     # --- history -----------------------------------------------------------------------------------
 
     async def node(self, id_: MessageId) -> Node:
-        """A message that is known to exist."""
+        """A message that a process refers to. ENOENT when that was removed and its messages are freed."""
         node = self.store.node_nowait(id_) or await self.store.node(id_)
-        assert node is not None, f"m{id_} is gone"
+        if node is None:
+            raise KernelError(Errno.ENOENT, f"no such message: m{id_}")
         return node
 
     async def transcript(self, proc: Proc) -> Transcript:

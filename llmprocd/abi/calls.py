@@ -606,6 +606,22 @@ class ProgCheck(Call[Checked], kw_only=True, frozen=True):
     cwd: Name = ""
 
 
+class Freed(msgspec.Struct, frozen=True):
+    """What nothing referred to: descriptors' files, messages, and the bytes of both."""
+
+    files: int
+    messages: int
+    bytes: int
+
+
+class StoreGc(Call[Freed], kw_only=True, frozen=True):
+    """Free what nothing refers to any more: what only processes had that are removed."""
+
+    method = "store.gc"
+    reply = Freed
+    dry_run: bool = False
+
+
 class ProgramInfo(msgspec.Struct, frozen=True):
     name: str
     path: str
@@ -630,5 +646,6 @@ CALLS: tuple[type[Call[Any]], ...] = (
     FdList, FdStat, FdRead, FdWrite,
     EventsRead, Subscribe, Unsubscribe,
     ProgList, ProgCheck,
+    StoreGc,
     LocalUp, LocalDown, LocalStatus,
 )  # fmt: skip

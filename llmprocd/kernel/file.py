@@ -231,9 +231,12 @@ def _listed(p: Proc) -> str:
 
 
 def file(k: Kernel, p: Proc, id_: FileId) -> File:
-    """The record of a file; stdout and stderr have theirs in the process."""
+    """The record of a file; stdout and stderr have theirs in the process. ENOENT when it was freed."""
     if id_ >= 0:
-        return k.files[id_]
+        found = k.files.get(id_)
+        if found is None:  # its process was removed while somebody read on
+            raise KernelError(Errno.ENOENT, f"the file that process {p.label} had open is gone")
+        return found
     fd = 1 if id_ == stdio(p.pid, 1) else 2
     size = p.stdout if fd == 1 else p.stderr
     return File(id_, size, not p.live, "stdout" if fd == 1 else "stderr")

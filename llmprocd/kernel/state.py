@@ -10,7 +10,7 @@ the kind of that node (`at`), which is all that its next step depends on. Nodes 
 two cannot disagree; both are set by `Proc.moved` and nowhere else.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from copy import copy
 from enum import Enum
 from typing import Any, Literal, TypeVar
@@ -427,6 +427,15 @@ class Counters(msgspec.Struct):
     seq: int = 1
 
 
+class Garbage(msgspec.Struct, frozen=True):
+    """What nothing refers to any more; see kernel/garbage.py."""
+
+    nodes: Sequence[MessageId] = ()
+    files: Collection[FileId] = ()
+    images: Collection[ImageId] = ()
+    families: Collection[Pid] = ()
+
+
 class Change(msgspec.Struct):
     """What one commit writes. Replayed on an empty store in order, it gives the kernel back."""
 
@@ -439,6 +448,7 @@ class Change(msgspec.Struct):
     events: list[Event] = []
     requests: list[Request] = []
     gone: list[Pid] = []
+    garbage: list[Garbage] = []
     counters: Counters | None = None
     why: list[str] = []  # the verbs it came from: names of the crash suite's points
 
@@ -563,6 +573,16 @@ class Kernel:
     def put_request(self, request: Request) -> None:
         self.requests[request.uid, request.id] = request
         self._dirty().requests.append(request)
+
+    def free(self, garbage: Garbage) -> None:
+        """Let go of what nothing refers to."""
+        for file in garbage.files:
+            self.files.pop(file, None)
+        for image in garbage.images:
+            self.image_ids.pop(self.images.pop(image), None)
+        for family in garbage.families:
+            self.families.pop(family, None)
+        self._dirty().garbage.append(garbage)
 
     def forget_requests(self, seconds: float) -> None:
         """Forget the answers that are older than that."""

@@ -4,14 +4,14 @@ Law: contents are made durable, then named, then the name is made durable, and o
 them. A crash between two of these leaves at most a file that no record names.
 
 Such leftovers go at the next boot. One whose id was never durably taken stays, for it may be taken again:
-its new owner replaces it.
+its new owner replaces it. Text views that are kept beside contents (`ID.shown`, `ID.view`) are of one life.
 """
 
 import itertools
 import os
 import shutil
 import time
-from collections.abc import Container
+from collections.abc import Container, Iterable
 from pathlib import Path
 
 from llmprocd import crash
@@ -19,6 +19,7 @@ from llmprocd.abi.errno import Errno, KernelError
 from llmprocd.abi.types import FileId
 from llmprocd.store.schema import sync_folder
 
+VIEWS = (".shown", ".view")
 KEPT = 3600.0
 """How old a leftover must be before it goes, in seconds."""
 
@@ -71,14 +72,23 @@ class Blobs:
                 Errno.EIO, f"the contents of file {file} cannot be read: {error.strerror}"
             ) from error
 
+    def remove(self, files: Iterable[FileId]) -> None:
+        """Remove contents, and the views beside them, that no record names any more."""
+        for file in files:
+            for suffix in ("", *VIEWS):
+                Path(f"{self.path(file)}{suffix}").unlink(missing_ok=True)
+
     def sweep(self, known: Container[FileId], below: int) -> int:
-        """Remove contents that no record names and none under way can; returns how many.
+        """Remove all views, and contents that no record names and none under way can; returns how many.
 
         `known` are the ids that records name, `below` the first id that may still be given out.
         """
         old, gone = time.time() - KEPT, 0
         with os.scandir(self._blobs) as entries:
             for entry in entries:
+                if entry.name.endswith(VIEWS):
+                    Path(entry.path).unlink()
+                    continue
                 if not entry.name.isdecimal():
                     continue
                 number = FileId(int(entry.name))

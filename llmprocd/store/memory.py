@@ -27,13 +27,15 @@ from llmprocd.kernel.state import (
     Chunk,
     Counters,
     File,
+    Garbage,
     Image,
     Node,
     Proc,
     Request,
     Saved,
+    stdio,
 )
-from llmprocd.store import blobs, cache, tickets
+from llmprocd.store import blobs, cache, reach, tickets
 from llmprocd.store.protocol import StoreFailed
 
 
@@ -66,9 +68,24 @@ class Contents:
             self.chunks.setdefault(chunk.file, []).append(chunk)
         for pid in change.gone:
             self.procs.pop(pid, None)
+            self.chunks.pop(stdio(pid, 1), None)
+            self.chunks.pop(stdio(pid, 2), None)
+        for garbage in change.garbage:
+            self._free(garbage)
         while len(self.events) > self._events_kept:
             self.trimmed = self.events.popleft().seq
         self.counters = copy.copy(change.counters or self.counters)
+
+    def _free(self, garbage: Garbage) -> None:
+        for node in garbage.nodes:
+            self.nodes.pop(node, None)
+        for file in garbage.files:
+            self.files.pop(file, None)
+            self.chunks.pop(file, None)
+        for image in garbage.images:
+            self.images.pop(image, None)
+        for family in garbage.families:
+            self.families.pop(family, None)
 
     def saved(self) -> Saved:
         """The records, in the order in which a disk gives them back."""
@@ -94,6 +111,10 @@ class Folder:
             weakref.finalize(self, shutil.rmtree, path, ignore_errors=True)
             self._blobs = blobs.Blobs(Path(path))
         return self._blobs
+
+
+SLICE = 1000
+"""How many nodes `sift` goes through."""
 
 
 def _nobody(_durable: int) -> None:
@@ -222,6 +243,19 @@ class Store:
         if len(data) < count:
             raise KernelError(Errno.EIO, f"file {file.id} has lost its bytes from {offset + len(data)} on")
         return data
+
+    async def sift(self, wanted: Collection[MessageId], below: MessageId) -> reach.Sifted:
+        """Go through the next nodes below a number, downwards."""
+        await trio.lowlevel.checkpoint()
+        numbers = sorted((number for number in self._safe.nodes if number < below), reverse=True)
+        nodes = [self._safe.nodes[number] for number in numbers[:SLICE]]
+        return reach.sift(((node.id, node.parent, len(node.body)) for node in nodes), wanted)
+
+    async def remove(self, files: Collection[FileId]) -> None:
+        """Remove the contents of files on disk that no record names any more."""
+        await trio.lowlevel.checkpoint()
+        if not self._crashed:
+            self._folder.blobs().remove(files)
 
     def spool(self) -> str:
         """A path that nothing has yet, for a tool's output."""

@@ -13,6 +13,7 @@ import trio
 from llmprocd.abi.events import Event
 from llmprocd.abi.types import FileId, MessageId
 from llmprocd.kernel.state import Change, File, Node, Saved
+from llmprocd.store.reach import Sifted
 
 
 class StoreFailed(Exception):  # noqa: N818 - it is the event, and it ends the daemon
@@ -96,6 +97,14 @@ class Store(Protocol):
 
         A file in rows ends at `file.size`, one on disk where it ends now.
         """
+        ...
+
+    async def sift(self, wanted: Collection[MessageId], below: MessageId) -> Sifted:
+        """Go through the next nodes below a number, downwards. What is wanted is durable."""
+        ...
+
+    async def remove(self, files: Collection[FileId]) -> None:
+        """Remove the contents of files on disk that no durable record names any more."""
         ...
 
     def spool(self) -> str:

@@ -16,7 +16,7 @@ import apsw
 from llmprocd.abi.events import Event
 from llmprocd.abi.types import FileId, MessageId
 from llmprocd.kernel.state import Chunk, Node
-from llmprocd.store import rows
+from llmprocd.store import reach, rows
 
 
 def chain(db: apsw.Connection, head: MessageId, stop: MessageId | None, limit: int) -> list[Node]:
@@ -54,6 +54,14 @@ def above(db: apsw.Connection, tips: Iterable[MessageId], after: int, limit: int
 def is_above(db: apsw.Connection, number: MessageId, tips: Iterable[MessageId]) -> bool:
     """Did one of the tips grow from a node, or is it that node?"""
     return bool(db.execute(_IS_ABOVE, (json.dumps(sorted(tips)), number - 1, number)).get)
+
+
+def sift(db: apsw.Connection, wanted: Collection[MessageId], below: MessageId, limit: int) -> reach.Sifted:
+    """Which of the next nodes below a number nothing needs."""
+    nodes = db.execute(
+        "SELECT id, parent, length(body) FROM node WHERE id < ? ORDER BY id DESC LIMIT ?", (below, limit)
+    )
+    return reach.sift(nodes, wanted)
 
 
 def chunks(db: apsw.Connection, file: FileId, start: int, end: int) -> list[Chunk]:

@@ -1,6 +1,7 @@
 """Values to rows and back: all of the SQL that writes, and what is read at boot.
 
-Law: nodes and contents are only ever added. A number that is used twice is an error, and ends the daemon.
+Law: nodes and contents are added, and go as a whole when nothing refers to them; none is ever changed. A
+number that is used twice is an error, and ends the daemon.
 Law: reading what was written gives equal values.
 
 A record is one msgpack map in one column: a field that is added later, with a default, needs no migration.
@@ -10,7 +11,7 @@ A record is one msgpack map in one column: a field that is added later, with a d
 # pyright: reportUnknownMemberType=false
 
 import gc
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -29,6 +30,7 @@ from llmprocd.kernel.state import (
     Proc,
     Request,
     Saved,
+    stdio,
 )
 from llmprocd.store.protocol import StoreFailed
 
@@ -56,6 +58,7 @@ def merge(changes: Sequence[Change]) -> Change:
         whole.events += change.events
         whole.requests += change.requests
         whole.gone += change.gone
+        whole.garbage += change.garbage
         whole.counters = change.counters or whole.counters
     return whole
 
@@ -87,8 +90,27 @@ def _statements(change: Change) -> Iterator[tuple[str, Sequence[Row]]]:
         "REPLACE INTO request VALUES(?, ?, ?, ?, ?)",
         [(r.uid, r.id, r.digest, r.reply, r.at) for r in change.requests],
     )
+    yield from _frees(change)
     if change.counters is not None:
         yield "REPLACE INTO counter VALUES(?, ?)", list(msgspec.structs.asdict(change.counters).items())
+
+
+def _frees(change: Change) -> Iterator[tuple[str, Sequence[Row]]]:
+    """What goes, after all that comes: stdout and stderr with their process, garbage with its contents."""
+    yield (
+        "DELETE FROM chunk WHERE file IN (?, ?)",
+        [(stdio(pid, 1), stdio(pid, 2)) for pid in change.gone],
+    )
+    for garbage in change.garbage:
+        yield "DELETE FROM node WHERE id = ?", _each(garbage.nodes)
+        yield "DELETE FROM chunk WHERE file = ?", _each(garbage.files)
+        yield "DELETE FROM file WHERE id = ?", _each(garbage.files)
+        yield "DELETE FROM image WHERE id = ?", _each(garbage.images)
+        yield "DELETE FROM family WHERE id = ?", _each(garbage.families)
+
+
+def _each(numbers: Iterable[int]) -> list[Row]:
+    return [(number,) for number in numbers]
 
 
 class Facts(msgspec.Struct, frozen=True):

@@ -17,14 +17,14 @@ from llmprocd.abi.errno import Errno, KernelError
 from llmprocd.abi.events import Event
 from llmprocd.abi.types import FileId, MessageId
 from llmprocd.kernel.state import Change, File, Node, Saved
-from llmprocd.store import blobs, cache, queries, readers, rows, schema, tickets, writer
+from llmprocd.store import blobs, cache, queries, reach, readers, rows, schema, tickets, writer
 from llmprocd.store.protocol import StoreFailed
 
 CACHE_BYTES = 64 << 20
 EVENTS_KEPT = 200_000
 LOG_PAGES = 8192
 SLICE = 1000
-"""How many nodes of a path are read in one transaction."""
+"""How many nodes are read in one transaction."""
 
 
 def _nobody(_durable: int) -> None:
@@ -176,6 +176,14 @@ class Store:
         if len(data) < count:
             raise KernelError(Errno.EIO, f"file {file.id} has lost its bytes from {offset + len(data)} on")
         return data
+
+    async def sift(self, wanted: Collection[MessageId], below: MessageId) -> reach.Sifted:
+        """Go through the next nodes below a number, downwards."""
+        return await self._readers.ask(queries.sift, wanted, below, SLICE)
+
+    async def remove(self, files: Collection[FileId]) -> None:
+        """Remove the contents of files on disk that no record names any more."""
+        await trio.to_thread.run_sync(self._blobs.remove, files, limiter=self._threads)
 
     def spool(self) -> str:
         """A path that nothing has yet, for a tool's output."""

@@ -25,6 +25,9 @@ BATCH_CHANGES = 4096
 BATCH_BYTES = 8 << 20
 EVENTS_SLICE = 1000
 """How many old events go in one commit."""
+SPARE = 4
+"""Of how many pages one may be free."""
+PAGES_AT_ONCE = 2000
 SWEEP_EVERY = 3600.0
 """How often old requests are forgotten, in seconds."""
 
@@ -65,6 +68,8 @@ class Writer:
                 trimmed = self._commit(batch)
                 done += len(batch)
                 report(done, trimmed)
+                if any(change.garbage for change in batch):
+                    self._shrink()
                 self._checkpoint()
         except Exception as error:
             self._db.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
@@ -117,6 +122,13 @@ class Writer:
         """Fold the log into the database when it is long; SQLite's own would hold up a commit's report."""
         if self._log >= self._log_pages:
             self._db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+
+    def _shrink(self) -> None:
+        """Give free pages back to the file system, some at a time, where there are very many."""
+        spare = self._db.pragma("freelist_count") - self._db.pragma("page_count") // SPARE
+        if spare > 0:
+            for _ in self._db.execute(f"PRAGMA incremental_vacuum({min(spare, PAGES_AT_ONCE)})"):
+                pass
 
     def _grown(self, _db: apsw.Connection, _name: str, pages: int) -> int:
         self._log = pages

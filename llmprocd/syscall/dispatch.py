@@ -15,7 +15,7 @@ from llmprocd.abi.errno import Errno, KernelError
 from llmprocd.abi.types import Pid
 from llmprocd.abi.wire import Answer
 from llmprocd.machine import Machine
-from llmprocd.syscall import sysfile, syshistory, sysinfo, syslocal, sysproc
+from llmprocd.syscall import sysfile, syshistory, sysinfo, syslocal, sysproc, sysstore
 from llmprocd.syscall.caller import Caller, Pushes
 
 Handler = Callable[[Machine, Caller, Any], Any]
@@ -49,12 +49,23 @@ HANDLERS: dict[type[Call[Any]], Handler] = {
     calls.Unsubscribe: sysinfo.sys_unsubscribe,
     calls.ProgList: sysinfo.sys_prog_list,
     calls.ProgCheck: sysinfo.sys_prog_check,
+    calls.StoreGc: sysstore.sys_gc,
     calls.LocalUp: syslocal.sys_local_up,
     calls.LocalDown: syslocal.sys_local_down,
     calls.LocalStatus: syslocal.sys_local_status,
 }
 
-WAITS = frozenset({calls.RunProc, calls.Wait, calls.FdRead, calls.EventsRead, calls.LocalUp, calls.LocalDown})
+WAITS = frozenset(
+    {
+        calls.RunProc,
+        calls.Wait,
+        calls.FdRead,
+        calls.EventsRead,
+        calls.StoreGc,
+        calls.LocalUp,
+        calls.LocalDown,
+    }
+)
 
 
 def sys_api(_m: Machine, _caller: Caller, _call: calls.Api) -> calls.ApiTable:

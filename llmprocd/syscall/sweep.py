@@ -1,20 +1,26 @@
-"""Retention: ended processes are forgotten after a while.
+"""Retention: ended processes are forgotten after a while, and in time all that only they had.
 
 Law: a child whose living parent has not collected it is never forgotten.
 """
 
+import itertools
 import logging
+from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 
 import trio
 
-from llmprocd.abi.types import INIT, Pid
-from llmprocd.kernel import proc
-from llmprocd.kernel.state import Proc
+from llmprocd.abi.types import INIT, ImageId, Pid
+from llmprocd.kernel import garbage, proc
+from llmprocd.kernel.state import Garbage, Proc
 from llmprocd.machine import Machine
+from llmprocd.syscall import sysstore
 
 _log = logging.getLogger("llmprocd.sweep")
 
 EVERY_S = 3600.0
+GC_EVERY = 24
+"""After how many sweeps messages and files are gone through."""
 AT_ONCE = 1000
 
 REQUESTS_S = 86_400.0
@@ -40,16 +46,38 @@ def _may_go(m: Machine, p: Proc) -> bool:
 
 async def run(m: Machine) -> None:
     """Sweep now and then, a little at a time."""
-    while True:
+    unused: AbstractSet[ImageId] = frozenset()
+    for hour in itertools.count():
         m.begin().forget_requests(REQUESTS_S)
-        gone = due(m)
-        for start in range(0, len(gone), AT_ONCE):
-            k = m.begin()
-            for pid in gone[start : start + AT_ONCE]:
-                if pid in k.procs and not proc.binds(k, k.procs[pid]):
-                    proc.remove(k, pid)
-            m.commit("sweep")
-            await trio.lowlevel.checkpoint()
-        if gone:
-            _log.info("forgot %d ended processes", len(gone))
+        await forget(m, due(m))
+        unused = free_unused(m, unused)
+        if hour % GC_EVERY == GC_EVERY - 1:
+            freed = await sysstore.collect(m)
+            _log.info("freed %d files and %d messages, %d bytes", freed.files, freed.messages, freed.bytes)
         await trio.sleep(EVERY_S)
+
+
+async def forget(m: Machine, pids: Sequence[Pid]) -> None:
+    """Remove ended processes."""
+    for start in range(0, len(pids), AT_ONCE):
+        k = m.begin()
+        for pid in pids[start : start + AT_ONCE]:
+            if pid in k.procs and not proc.binds(k, k.procs[pid]):
+                proc.remove(k, pid)
+        m.commit("sweep")
+        await trio.lowlevel.checkpoint()
+    if pids:
+        _log.info("forgot %d ended processes", len(pids))
+
+
+def free_unused(m: Machine, before: AbstractSet[ImageId]) -> AbstractSet[ImageId]:
+    """Free families that have died out, and programs that were unused before too; gives the unused ones.
+
+    A program is given an hour, for a step that is just being cancelled may still look at it.
+    """
+    k = m.begin()
+    unused, extinct = garbage.images(k), garbage.families(k)
+    if extinct or unused & before:
+        k.free(Garbage(images=unused & before, families=extinct))
+        m.commit("gc_unused")
+    return unused - before

@@ -306,6 +306,9 @@ class ScriptedDaemon:
     def sys_reload(self):
         return {}
 
+    def store_gc(self, *, dry_run=False):
+        return {"files": 2, "messages": 30, "bytes": 0 if dry_run else 5_000_000}
+
     def sys_stop(self):
         self.start(self.stop_soon)
         return {}
@@ -518,7 +521,8 @@ class ScriptedDaemon:
 HANDLERS = {
     name.replace("_", ".", 1): handler
     for name, handler in vars(ScriptedDaemon).items()
-    if name.partition("_")[0] in {"sys", "proc", "fd", "events", "prog", "local"} and callable(handler)
+    if name.partition("_")[0] in {"sys", "proc", "fd", "events", "prog", "store", "local"}
+    and callable(handler)
 } | {"hello": ScriptedDaemon.hello}
 WAITING = {ScriptedDaemon.proc_wait, ScriptedDaemon.fd_read, ScriptedDaemon.events_read}
 

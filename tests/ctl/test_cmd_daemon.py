@@ -157,6 +157,14 @@ def test_daemon_reload(ctl, daemon, sent):
     assert sent("sys.reload") == [{}]
 
 
+def test_gc(ctl, daemon, sent):
+    """One line for people, one object for programs; a dry run says that it is one."""
+    assert ctl("gc").out == "freed 2 files, 30 messages, 4.8M\n"
+    assert ctl("gc", "--dry-run").out == "would free 2 files, 30 messages, 0\n"
+    assert json.loads(ctl("gc", "--json").out) == {"files": 2, "messages": 30, "bytes": 5_000_000}
+    assert [asked["dry_run"] for asked in sent("store.gc")] == [False, True, False]
+
+
 def test_daemon_without_sense(ctl, daemon):
     """Exit 2."""
     assert ctl("daemon", "restrat").status == 2

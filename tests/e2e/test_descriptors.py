@@ -357,6 +357,34 @@ def test_descriptors_survive_a_restart(fresh, tmp_path):
         assert 5 in client.fds(child)
 
 
+def test_what_only_removed_processes_had_is_freed(fresh):
+    """On the disk too; a fork keeps what it shares, in this life and the next."""
+    fresh.start()
+    blobs = fresh.state / "blobs"
+    with fresh.client() as client:
+        pid, _ = client.finish(READER, script("!bash seq 300000", "!say all is well"))
+        (child,) = client.call("proc.fork", pid=pid)["pids"]
+        client.send(child, "!bash seq 300000 -1 1\n!say here too")
+        client.rests(child)
+        whole, both = client.read(child, 3), sorted(path.name for path in blobs.iterdir())
+        client.call("proc.remove", pids=[pid])
+        assert client.call("store.gc") == {"files": 0, "messages": 0, "bytes": 0}
+        assert sorted(path.name for path in blobs.iterdir()) == both
+    fresh.restart()
+    with fresh.client() as client:
+        assert client.read(child, 3) == whole
+        assert texts(client.history(child))[-1] == "here too"
+        client.call("proc.signal", pid=child, signal="KILL")
+        client.wait(child)
+        client.call("proc.remove", pids=[child])
+        would = client.call("store.gc", dry_run=True)
+        assert (would["files"], would["messages"]) == (2, 8)
+        assert would["bytes"] > 2 * len(whole)
+        assert sorted(path.name for path in blobs.iterdir()) == both
+        assert client.call("store.gc") == would
+        assert list(blobs.iterdir()) == []
+
+
 # --- long input, references -------------------------------------------------------------------------
 
 

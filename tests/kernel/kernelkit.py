@@ -15,13 +15,14 @@ from msgspec.structs import asdict
 
 from llmprocd.abi.errno import Errno, KernelError
 from llmprocd.abi.types import INIT, Access, FileId, ImageId, MessageId, Pid, Signal, ToolUseId, Usage
-from llmprocd.kernel import history, proc, signal
+from llmprocd.kernel import garbage, history, proc, signal
 from llmprocd.kernel.proc import Birth, ForkCall
 from llmprocd.kernel.state import (
     At,
     Change,
     Counters,
     File,
+    Garbage,
     Image,
     Kernel,
     Node,
@@ -33,6 +34,7 @@ from llmprocd.kernel.state import (
     ToolResult,
     ToolUse,
 )
+from llmprocd.store import reach
 
 UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 """For properties: how long an example takes says something of the machine, and nothing of the kernel."""
@@ -111,6 +113,7 @@ class Disk:
         self.families: dict[Pid, int] = {}
         self.requests: dict[tuple[int, str], Request] = {}
         self.nodes: dict[MessageId, Node] = {}
+        self.newest = 0
         self.contents: dict[FileId, bytes] = {}
         self.events: list[object] = []
         self.seq = 0
@@ -129,8 +132,9 @@ class Disk:
         for pid in change.gone:
             del self.procs[pid]
         for node in change.nodes:
-            assert node.id not in self.nodes, f"m{node.id} was used twice"
+            assert node.id > self.newest, f"m{node.id} was used twice"
             self.nodes[node.id] = node
+            self.newest = node.id
         for chunk in change.chunks:
             have = self.contents.get(chunk.file, b"")
             assert chunk.offset == len(have), "contents with a hole"
@@ -143,7 +147,20 @@ class Disk:
         self.images.update(change.images)
         self.families.update(change.families)
         self.requests.update({(request.uid, request.id): request for request in change.requests})
+        for freed in change.garbage:
+            self._free(freed)
         self.counters = Counters(**asdict(change.counters))
+
+    def _free(self, freed: Garbage) -> None:
+        """Forget what must be there, and is needed no more."""
+        for table, numbers in (
+            (self.nodes, freed.nodes),
+            (self.files, freed.files),
+            (self.images, freed.images),
+            (self.families, freed.families),
+        ):
+            for number in numbers:
+                del table[number]
 
     def saved(self) -> Saved:
         """The records, by number, after a trip through the bytes that a disk would keep."""
@@ -341,6 +358,14 @@ class World:
         pid = self.asked(None, **more)
         self.land(pid, said("hi"))
         return pid
+
+
+def search(w: World) -> Garbage:
+    """The messages and files that nobody refers to now."""
+    nodes = ((node.id, node.parent, 1) for node in sorted(w.disk.nodes.values(), key=lambda n: -n.id))
+    procs = w.k.procs.values()
+    unheld = w.k.files.keys() - garbage.held(procs)
+    return Garbage(nodes=reach.sift(nodes, garbage.roots(procs)).garbage, files=sorted(unheld))
 
 
 def links_hold(node: Node, parent: Node | None) -> None:

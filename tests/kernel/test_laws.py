@@ -29,6 +29,7 @@ from kernelkit import (
     refused,
     result,
     said,
+    search,
     state,
     tree_holds,
 )
@@ -36,11 +37,12 @@ from msgspec.structs import replace
 
 from llmprocd.abi.errno import Errno
 from llmprocd.abi.types import INIT, Access, FileId, MessageId, Pid, Signal, ToolUseId
-from llmprocd.kernel import access, file, limits, proc, signal, step
+from llmprocd.kernel import access, file, garbage, limits, proc, signal, step
 from llmprocd.kernel.proc import Birth, ForkCall
 from llmprocd.kernel.state import (
     At,
     File,
+    Garbage,
     Kernel,
     LastTurn,
     Limit,
@@ -80,6 +82,7 @@ class Drive:
         self.ran: set[ToolUseId] = set()  # calls with effects that were ever started
         self.known: set[MessageId] = set()
         self.fds: dict[tuple[Pid, int], FileId] = {}
+        self.found = Garbage()  # of an earlier moment, and not freed yet
         self.reach: Counter[str] = Counter()
         self.pick: Callable[[Sequence[Any]], Any] = lambda choices: choices[0]
 
@@ -413,7 +416,8 @@ class Drive:
 
     def fate(self) -> list[Callable[[], None]]:
         """What could befall them now."""
-        return [self.boot, *self.moves((self.signal, is_live), (self.signal, is_live), (self.wall, is_live))]
+        always = [self.boot, self.look, self.free]
+        return [*always, *self.moves(*[(self.signal, is_live)] * 2, (self.wall, is_live))]
 
     def boot(self) -> None:
         """Power cut: the flights, the tools and all that was not stored are gone."""
@@ -429,6 +433,21 @@ class Drive:
         self.fresh.clear()
         self.working.clear()
         self.reach["boots"] += 1
+
+    def look(self) -> None:
+        """Search for what nobody refers to; it is freed after more moves."""
+        self.w.commit()
+        if not (self.found.nodes or self.found.files):
+            self.found = search(self.w)
+
+    def free(self) -> None:
+        """Free what was found some moves ago, and what can be seen to be unused now."""
+        k = self.w.k
+        k.free(replace(self.found, images=garbage.images(k), families=garbage.families(k)))
+        self.known.clear()
+        self.reach["messages freed"] += len(self.found.nodes)
+        self.reach["files freed"] += len(self.found.files)
+        self.found = Garbage()
 
     def partial(self, p: Proc) -> Reply | None:
         """What has been streamed of the answer under way."""
@@ -536,6 +555,7 @@ class Drive:
         boots_equal(self.w)
         for key, number in fds_of(self.w).items():
             assert self.fds.setdefault(key, number) == number, "a number means another file now"
+            assert number in self.w.disk.files, "the file of a descriptor was freed"
 
     def check_proc(self, p: Proc) -> None:
         node = None if p.head is None else self.w.disk.nodes[p.head]
@@ -645,7 +665,7 @@ LEAST = {
     "landed while stopped": 2, "out of iterations": 6, "last turns announced": 12, "execs in mid-turn": 18,
     "exits": 130, "exits by a model": 30, "removals": 110, "notified": 30, "runs without a text": 70,
     "refusals": 300, "refusals ESRCH": 160, "refusals EBUSY": 30, "refusals EINVAL": 95,
-    "refusals EPIPE": 3, "refusals EEXIST": 5, "refusals EPERM": 12,
+    "refusals EPIPE": 3, "refusals EEXIST": 5, "refusals EPERM": 12, "messages freed": 150, "files freed": 15,
 }  # fmt: skip
 """What fixed seeds must have reached, all in all: about half of what they did when this was written."""
 

@@ -16,7 +16,7 @@ from storekit import event, node, numbered, proc, running, write
 
 from llmprocd.abi.errno import KernelError
 from llmprocd.abi.types import FileId, MessageId, Pid
-from llmprocd.kernel.state import Change, Counters, File, Request
+from llmprocd.kernel.state import Change, Counters, File, Garbage, Request
 from llmprocd.store import rows, schema, sqlite
 from llmprocd.store.protocol import StoreFailed
 
@@ -332,11 +332,14 @@ async def test_old_requests_are_forgotten_at_boot(state_dir):
 
 
 async def test_leftover_contents_are_removed(state_dir, tmp_path):
-    """Old files that no record names go; young ones, named ones and ids not yet taken stay. Spools all go."""
+    """Old files that no record names go; young ones, named ones and ids not yet taken stay.
+
+    Spools all go, and so do the views that are kept beside contents: they are made anew.
+    """
     kept = File(FileId(2), 1, complete=True, origin="bash", disk=True)
     await write(state_dir(), Change(files={kept.id: kept}, counters=Counters(file=5)))
     contents = tmp_path / "state" / "blobs"
-    for name in ("1", "2", "3", "5", "notes"):
+    for name in ("1", "2", "3", "5", "notes", "2.shown", "-4.view"):
         (contents / name).touch()
         if name != "3":
             os.utime(contents / name, (1e9, 1e9))
@@ -346,6 +349,19 @@ async def test_leftover_contents_are_removed(state_dir, tmp_path):
     async with running(store):
         assert sorted(p.name for p in contents.iterdir()) == ["2", "3", "5", "notes"]
     assert not list((tmp_path / "state" / "spool").iterdir())
+
+
+async def test_the_file_shrinks_when_much_is_freed(state_dir, tmp_path):
+    """What was freed goes back to the file system, and what is left is whole."""
+    store, count = state_dir(), 200
+    async with running(store):
+        for n in range(1, count):
+            store.submit(Change(nodes=[node(n, None, bytes(100_000))]))
+        await store.wait_durable(store.submitted)
+        store.submit(Change(garbage=[Garbage(nodes=[MessageId(n) for n in range(2, count)])]))
+    assert (tmp_path / "state" / "store.db").stat().st_size < count * 100_000 / 3
+    async with running(state_dir()) as again:
+        assert await again.node(MessageId(1)) == node(1, None, bytes(100_000))
 
 
 async def test_a_missing_spool_file_ends_the_daemon(state_dir):

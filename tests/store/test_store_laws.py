@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from storekit import changes, chunk, event, node, numbered, proc, running, structs, values, write
 
 from llmprocd.abi.errno import Errno, KernelError
-from llmprocd.abi.types import FileId, MessageId, Pid
-from llmprocd.kernel.state import Change, Counters, File, Node, Request
+from llmprocd.abi.types import FileId, ImageId, MessageId, Pid
+from llmprocd.kernel.state import Change, Counters, File, Garbage, Image, Node, Request, stdio
 from llmprocd.store import memory, sqlite
 from llmprocd.store.protocol import Store, StoreFailed
 
@@ -327,6 +327,65 @@ async def test_a_removed_process_leaves_its_messages(store, tmp_path):
     again = reopened(store, str(tmp_path / "state"))
     assert list(again.load().procs) == [proc(3)]
     again.close()
+
+
+async def test_what_a_process_said_goes_with_it(store):
+    """Its stdout and stderr, which only it had; those of others stay."""
+    said = [(pid, fd, chunk(stdio(Pid(pid), fd), 0, b"words")) for pid in (2, 3) for fd in (1, 2)]
+    async with running(store):
+        store.submit(Change(procs={Pid(2): proc(2), Pid(3): proc(3)}, chunks=[one for _, _, one in said]))
+        await store.wait_durable(store.submit(Change(gone=[Pid(2)])))
+        for pid, _, one in said:
+            file = File(one.file, 5, complete=True, origin="stdout")
+            if pid == 2:
+                with pytest.raises(KernelError):
+                    await store.read(file, 0, 5)
+            else:
+                assert await store.read(file, 0, 5) == b"words"
+
+
+async def test_garbage_is_freed_and_nothing_else(store, tmp_path):
+    """Messages, files with their contents, programs and families of the numbers that were named."""
+    image = Image("prog", "", "m-1", "script", b"", b"")
+    async with running(store):
+        for n in range(1, 4):
+            store.submit(msgspec.structs.replace(numbered(n), images={ImageId(n): image}))
+        freed = Garbage([MessageId(2)], [FileId(2)], [ImageId(2)], [Pid(2)])
+        await store.wait_durable(store.submit(Change(garbage=[freed])))
+    again = reopened(store, str(tmp_path / "state"))
+    saved = again.load()
+    assert [file.id for file in saved.files] == list(saved.images) == list(saved.families) == [1, 3]
+    async with running(again):
+        assert [n for n in range(1, 4) if await again.node(MessageId(n)) is not None] == [1, 3]
+        for file in numbered(1).files.values():
+            assert await again.read(file, 0, 8) == b"00000001"
+        with pytest.raises(KernelError):
+            await again.read(File(FileId(2), 8, complete=True, origin="bash"), 0, 8)
+
+
+async def test_a_walk_goes_through_all_nodes_from_the_top(store):
+    """In slices; what the wanted ones grew from is found to be needed."""
+    nodes = grown([0, 1, 0, 3, 2, 4])
+    async with running(store):
+        await store.wait_durable(store.submit(Change(nodes=nodes)))
+        first = await store.sift({MessageId(5)}, MessageId(6))
+        assert (first.garbage, first.wanted, first.below) == ([4, 3], set(), 1)
+        assert first.bytes >= len(nodes[2].body + nodes[3].body)
+        last = await store.sift(first.wanted, first.below)
+        assert (last.garbage, last.below) == ([], 0)
+
+
+async def test_contents_are_removed_with_their_views(store):
+    """Those that were named, whether or not they are there."""
+    async with running(store):
+        for n in (7, 8):
+            spool = trio.Path(store.spool())
+            await spool.write_bytes(b"output")
+            await store.adopt(str(spool), FileId(n))
+            await trio.Path(f"{store.disk_path(FileId(n))}.shown").touch()
+        await store.remove([FileId(7), FileId(9)])
+        left = Path(store.disk_path(FileId(7))).parent.iterdir()
+        assert sorted(path.name for path in left) == ["8", "8.shown"]
 
 
 async def test_there_is_room(store):

@@ -43,6 +43,7 @@ NEEDS = {
     "events.unsubscribe": (ANY, {"sub": 1}),
     "prog.list": (READ, {}),
     "prog.check": (READ, {"path": "good"}),
+    "store.gc": (USER, {}),
     "local.up": (USER, {"path": "/nowhere"}),
     "local.down": (USER, {}),
     "local.status": (READ, {}),

@@ -75,7 +75,8 @@ async def test_the_method_table_is_what_is_answered(machine):
     answer = await machine.told("sys.api")
     assert [row["name"] for row in answer["methods"]] == [call.method for call in calls.CALLS]
     waits = {row["name"] for row in answer["methods"] if row["waits"]}
-    assert waits == {"proc.run", "proc.wait", "fd.read", "events.read", "local.up", "local.down"}
+    waiting = {"proc.run", "proc.wait", "fd.read", "events.read", "store.gc", "local.up", "local.down"}
+    assert waits == waiting
 
 
 async def test_calls_that_need_not_wait_take_effect_at_once(machine):

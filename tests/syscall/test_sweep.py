@@ -111,7 +111,7 @@ async def test_thousands_are_forgotten_in_parts(autojump_clock, monkeypatch):
         await ended(house, 35)
         await trio.sleep(DAY + 10)
         before = house.m.ticket
-        await swept(house)
+        await swept(house, hours=0.5)
         assert house.m.kernel.procs == {}
         assert house.m.ticket - before == 4
 
@@ -123,6 +123,47 @@ async def test_the_sweeper_comes_again(autojump_clock):
         await trio.sleep(DAY + 2 * sweep.EVERY_S)
         assert house.m.kernel.procs == {}
         nursery.cancel_scope.cancel()
+
+
+async def test_what_the_forgotten_had_is_freed_once_a_day(autojump_clock):
+    """Their messages and programs; those of others stay."""
+    async with running(config=Config(keep_days=1)) as house:
+        other = await house.spawn(table(prompt={"system": "Another."}), "!say hi", interactive=True)
+        await ended(house, 2)
+        await trio.sleep(DAY + 10)
+        await swept(house, hours=sweep.GC_EVERY + 1)
+        freed = await house.call("store.gc", dry_run=True)
+        assert (freed.files, freed.messages) == (0, 0)
+        assert list(house.m.kernel.images) == [house.proc(other).image]
+        assert await house.m.node(house.proc(other).head)
+        await house.m.wait_durable()
+        assert len(house.store.load().images) == 1
+
+
+async def test_a_program_is_kept_for_an_hour_after_its_last_process(autojump_clock, machine):
+    """A step that is being cancelled may still look at it; who runs it again in that time keeps it."""
+    (pid,) = await ended(machine, 1)
+    used = machine.proc(pid).image
+    await machine.call("proc.remove", pids=[pid])
+    unused = sweep.free_unused(machine.m, frozenset())
+    assert (unused, set(machine.m.kernel.images)) == ({used}, {used})
+    (pid,) = await ended(machine, 1)
+    assert machine.proc(pid).image == used
+    assert sweep.free_unused(machine.m, unused) == set()
+    assert set(machine.m.kernel.images) == {used}
+    await machine.call("proc.remove", pids=[pid])
+    sweep.free_unused(machine.m, sweep.free_unused(machine.m, frozenset()))
+    assert machine.m.kernel.images == {}
+
+
+async def test_a_family_that_died_out_is_forgotten(machine):
+    (pid,) = await ended(machine, 1)
+    machine.m.kernel.take_fd(pid)
+    sweep.free_unused(machine.m, frozenset())
+    assert set(machine.m.kernel.families) == {pid}
+    await machine.call("proc.remove", pids=[pid])
+    sweep.free_unused(machine.m, frozenset())
+    assert machine.m.kernel.families == {}
 
 
 async def test_a_new_config_counts_from_the_next_sweep_on(autojump_clock, machine):
