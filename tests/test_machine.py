@@ -409,6 +409,18 @@ async def test_a_wall_limit_survives_a_restart(autojump_clock):
         assert trio.current_time() == pytest.approx(20, abs=0.2)
 
 
+async def test_a_clock_that_is_set_back_ends_no_wall_limit(autojump_clock, machine, monkeypatch):
+    pids = [await machine.spawn(table(), interactive=True, limits={"wall": wall}) for wall in ("20", "10:20")]
+    await trio.sleep(5)
+    clock = machine.m._clock
+    monkeypatch.setattr(machine.m, "_clock", lambda: clock() - 5)
+    with trio.fail_after(1000):
+        await machine.call("proc.wait", pids=pids)
+    assert trio.current_time() == pytest.approx(25, abs=0.1)
+    assert [machine.proc(pid).status for pid in pids] == [124, 124]
+    assert limit_events(machine, pids[1])[0] == (pytest.approx(10, abs=0.1), "soft")
+
+
 async def test_an_ended_process_leaves_no_alarm(autojump_clock, machine):
     await machine.finish(table(), "!say hi", limits={"wall": 100})
     await trio.sleep(1)
