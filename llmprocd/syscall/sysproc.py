@@ -431,9 +431,10 @@ def sys_fork(m: Machine, caller: Caller, call: calls.Fork) -> calls.Pids | Await
 
 async def _fork_at(m: Machine, caller: Caller, call: calls.Fork) -> calls.Pids:
     p = m.kernel.proc(call.pid)
-    if call.at == "last":
-        return _fork(m, caller, call, await nearest_settled(m, p))
-    return _fork(m, caller, call, await own_message(m, p, call.at, "at"))
+    last = call.at == "last"
+    node = await nearest_settled(m, p) if last else await own_message(m, p, call.at, "at")
+    done = repeated(m, caller, call, calls.Pids)
+    return done or _fork(m, caller, call, node)
 
 
 def _fork(m: Machine, caller: Caller, call: calls.Fork, at: Node | None) -> calls.Pids:

@@ -165,6 +165,16 @@ async def test_a_fork_is_made_once_a_request_too(autojump_clock, machine):
     assert len(machine.m.kernel.procs) == 3
 
 
+@pytest.mark.parametrize("at", ["last", "m1"])
+async def test_a_fork_at_a_message_is_made_once_a_request_too(autojump_clock, machine, at):
+    """Also when it comes again while the message is being fetched for the first."""
+    pid = await machine.spawn(table(), interactive=True)
+    await machine.call("proc.run", pid=pid, prompt="!say one")
+    first, again = [machine.begin("proc.fork", pid=pid, at=at, request_id="r") for _ in range(2)]
+    assert (await first).result == (await again).result
+    assert len(machine.m.kernel.procs) == 2
+
+
 async def test_a_repeated_request_is_answered_also_when_the_house_is_full(autojump_clock, machine):
     pid = await machine.spawn(interactive=True, request_id="r")
     machine.m.config = msgspec.structs.replace(machine.m.config, max_procs=1)
