@@ -1,6 +1,7 @@
 """Retention: ended processes are forgotten after a while, and in time all that only they had.
 
-Law: a child whose living parent has not collected it is never forgotten.
+Law: a child whose living parent has not collected it is never forgotten. Nor is one that its parent still
+waits for, whoever else has collected it.
 """
 
 import itertools
@@ -10,7 +11,7 @@ from collections.abc import Set as AbstractSet
 
 import trio
 
-from llmprocd.abi.types import INIT, ImageId, Pid
+from llmprocd.abi.types import ImageId, Pid
 from llmprocd.kernel import garbage, proc
 from llmprocd.kernel.state import Garbage, Proc
 from llmprocd.machine import Machine
@@ -41,7 +42,9 @@ def _may_go(m: Machine, p: Proc) -> bool:
     if proc.binds(m.kernel, p):
         return False
     parent = m.kernel.procs.get(p.ppid)
-    return p.collected or p.ppid == INIT or parent is None or not parent.live
+    if parent is None or not parent.live:
+        return True
+    return p.collected and not any(p.pid in pids for pids in parent.awaiting.values())
 
 
 async def run(m: Machine) -> None:

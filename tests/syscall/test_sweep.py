@@ -3,7 +3,7 @@
 import msgspec
 import pytest
 import trio
-from machinekit import running, table
+from machinekit import running, script, table
 
 from llmprocd.config import Config
 from llmprocd.syscall import sweep
@@ -84,6 +84,21 @@ async def test_a_child_that_its_living_parent_has_not_collected_stays(
         child = await parent_and_child(house, collected=collected, parent_lives=parent_lives)
         await trio.sleep(100 * DAY)
         assert (child in sweep.due(house.m)) == goes
+
+
+async def test_a_child_that_its_parent_waits_for_stays_though_others_have_collected_it(autojump_clock):
+    prompt = script(r"!fork !say first | !sleep 100\n!say second", "!say {{result}}")
+    async with running(config=Config(keep_ended=0)) as house:
+        parent = await house.spawn(table("fork"), prompt)
+        await house.until(parent, "wait")
+        first, _ = house.m.kernel.children[parent]
+        await house.call("proc.wait", pids=[first])
+        await swept(house, hours=0.01)
+        assert first in house.m.kernel.procs
+        store = house.store
+    async with running(config=Config(keep_ended=0), store=store.crash()) as house:
+        ended = (await house.call("proc.wait", pids=[parent])).procs[0]
+        assert '"message":"first","status":0' in ended.message
 
 
 async def test_children_that_must_stay_do_not_push_others_out(autojump_clock):
