@@ -351,11 +351,16 @@ async def one_tool(m: Machine, p: Proc, node: Node, image: Image, call: ToolUse)
     with m.doing(p.pid, f"tool:{call.name}", call.id):
         answer = await call_tool(m, p, image, call)
         result = await outcome.shape(m, image, answer, source=call.name)
-    finish(m, p, node, call, result)
+    finish(m, p, node, call, result, answer.ended)
 
 
-def finish(m: Machine, p: Proc, node: Node, call: ToolUse, result: outcome.Shaped) -> None:
-    """Land one result; the last one of a turn makes the next message in the same commit."""
+def finish(
+    m: Machine, p: Proc, node: Node, call: ToolUse, result: outcome.Shaped, ended: Sequence[Pid] = ()
+) -> None:
+    """Land one result, and collect whose end it tells; the last one of a turn makes the next message.
+
+    All that is one commit.
+    """
     k = m.begin()
     now = proc.current(k, p)
     if now is None:
@@ -364,6 +369,7 @@ def finish(m: Machine, p: Proc, node: Node, call: ToolUse, result: outcome.Shape
     result = outcome.within(m, now, result)
     now, text = outcome.keep(k, now, result)
     now = proc.finish_tool(k, now, call, ToolResult(call.id, text, result.is_error))
+    proc.collect_all(k, ended)
     if not proc.unanswered(now, node):
         proc.retire_tools(k, now, node)
     limits.notice(k, p.pid)
@@ -456,7 +462,7 @@ async def gather_children(m: Machine, p: Proc, node: Node, calls: Sequence[ToolU
         with m.doing(p.pid, "wait", call.id):
             answer = await usertrap.children(m, now.awaiting[call.id])
             result = await outcome.shape(m, m.kernel.image(now), answer, source="fork")
-        finish(m, p, node, call, result)
+        finish(m, p, node, call, result, answer.ended)
 
 
 async def go_to(m: Machine, p: Proc, node: Node, calls: Sequence[ToolUse]) -> bool:

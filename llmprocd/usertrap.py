@@ -81,11 +81,10 @@ async def spawn(m: Machine, p: Proc, call: ToolUse) -> Output:
     with m.doing(p.pid, "wait", call.id):
         ended = await m.wait_ended(waiting)
     (told,) = await tell(m, waiting, ended)
-    proc.collect_all(m.begin(), waiting)
     if told["status"] == 0:
-        return Output(text=told["message"])
+        return Output(text=told["message"], ended=waiting)
     text = f"process {told['pid']} ended with status {told['status']}: {told['message']}"
-    return Output(text=text, is_error=True)
+    return Output(text=text, is_error=True, ended=waiting)
 
 
 async def _image(m: Machine, p: Proc, name: str) -> Image:
@@ -172,8 +171,7 @@ async def children(m: Machine, pids: Sequence[Pid]) -> Output:
     """Wait for forked children, and hand over what each said, in order."""
     ended = await m.wait_ended(pids)
     told = await tell(m, pids, ended)
-    proc.collect_all(m.begin(), pids)
-    return Output(text=msgspec.json.encode(told).decode())
+    return Output(text=msgspec.json.encode(told).decode(), ended=tuple(pids))
 
 
 async def wait(m: Machine, p: Proc, call: ToolUse) -> Output:
@@ -188,11 +186,10 @@ async def wait(m: Machine, p: Proc, call: ToolUse) -> Output:
     seconds = float("inf") if args.timeout_s is None else args.timeout_s
     with m.doing(p.pid, "wait", call.id), trio.move_on_after(seconds):
         await m.wait_ended(pids, ended=found)
-    ended = [pid for pid in pids if pid in found]
+    ended = tuple(pid for pid in pids if pid in found)
     told = await tell(m, ended, found)
-    proc.collect_all(m.begin(), ended)
     running = [{"pid": pid, "status": None, "message": "still running"} for pid in pids if pid not in found]
-    return Output(text=msgspec.json.encode([*told, *running]).decode())
+    return Output(text=msgspec.json.encode([*told, *running]).decode(), ended=ended)
 
 
 async def kill(m: Machine, p: Proc, call: ToolUse) -> Output:

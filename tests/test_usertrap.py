@@ -109,6 +109,22 @@ async def test_wait_tells_of_all_children(autojump_clock, machine):
     assert machine.proc(pid + 1).collected
 
 
+async def test_a_child_is_collected_in_the_commit_that_tells_of_it(autojump_clock, machine):
+    """Not while a long answer is on its way into a file: a crash, or INT, would lose the child's end."""
+    tables = {"file_descriptor": {"page_user_input": False}, "parameters": {"max_tokens": 50_000}}
+    child = use("spawn", prompt=f"!sleep 5\n!say {'x' * 100_000}", wait=False)
+    parent = await machine.spawn(
+        table("spawn", "wait", **tables), script(child, "!wait", "!sleep 9", "!say ok")
+    )
+    await machine.until(parent, "wait")
+    (pid,) = machine.m.kernel.children[parent]
+    await machine.call("proc.wait", pids=[pid], collect=False)
+    while not machine.proc(pid).collected:
+        await trio.lowlevel.checkpoint()
+    assert json.loads((await machine.results(parent))[0]["content"]) == pid
+    assert len(await machine.results(parent)) == 2
+
+
 @pytest.mark.parametrize("seconds", [0, 2.5])
 async def test_wait_gives_up_in_time(autojump_clock, machine, seconds):
     """Zero seconds are a look, not for ever."""

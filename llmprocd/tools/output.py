@@ -38,6 +38,8 @@ class Output(msgspec.Struct, frozen=True):
     is_error: bool = False
     running: "Running | None" = None
     """Set while the spool still grows; `text` then says what was started."""
+    ended: tuple[Pid, ...] = ()
+    """Children whose ends it tells of: they are collected when it lands."""
 
 
 class ToolContext(msgspec.Struct, frozen=True):
