@@ -526,7 +526,7 @@ def retry_after(headers: Mapping[str, str], now: float) -> float | None:
             return seconds
     try:
         return max(0.0, parsedate_to_datetime(headers.get("retry-after", "")).timestamp() - now)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
 
 

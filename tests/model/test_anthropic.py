@@ -311,6 +311,8 @@ async def test_the_time_to_wait_is_read(nursery):
         ({"retry-after": "nan"}, None),
         ({"retry-after": "inf"}, None),
         ({"retry-after": "soon"}, None),
+        ({"retry-after": f"Wed, 21 Oct {10**30} 07:28:00 GMT"}, None),
+        ({"retry-after": f"Wed, 21 Oct 2026 07:28:00 +{10**30}"}, None),
     ],
 )
 def test_every_form_of_retry_after(headers, seconds):
