@@ -215,7 +215,8 @@ class Anthropic:
     async def _ask(self, image: Image, path: str, body: bytes | None) -> bytes:
         """A small question of the endpoint, and its answer."""
         endpoint = self._endpoint(image)
-        options: Any = {"headers": _headers(image), "follow_redirects": False}
+        headers = {**_headers(image), "accept-encoding": "identity"}
+        options: Any = {"headers": headers, "follow_redirects": False}
         await self._imported()
         client = self._client(endpoint)
         told = _told(endpoint.name, self.stall, _secrets(endpoint, image))

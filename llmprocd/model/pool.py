@@ -58,7 +58,20 @@ def client(timeout: httpx2.Timeout) -> httpx2.AsyncClient:
         mounts["all://"] = pool  # what a proxy for one scheme claims is more specific, and wins
     limits = httpx2.Limits(max_connections=None, max_keepalive_connections=IDLE, keepalive_expiry=KEEPALIVE)
     none_kept = CookieJar(DefaultCookiePolicy(allowed_domains=()))  # ports of one host would share them
-    return httpx2.AsyncClient(mounts=mounts, verify=tls, limits=limits, timeout=timeout, cookies=none_kept)
+    return httpx2.AsyncClient(
+        mounts=mounts,
+        verify=tls,
+        limits=limits,
+        timeout=timeout,
+        cookies=none_kept,
+        event_hooks={"response": [_as_it_came]},
+    )
+
+
+async def _as_it_came(response: httpx2.Response) -> None:
+    """Text is UTF-8, as JSON is, and nothing is unpacked: a server could name any codec that Python has."""
+    response.encoding = "utf-8"
+    response.headers.pop("content-encoding", None)
 
 
 class Pool(httpx2.AsyncBaseTransport):

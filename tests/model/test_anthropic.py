@@ -353,6 +353,37 @@ async def test_error_bodies_of_any_shape(said):
         assert len(fault.text) < 600
 
 
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"content-type: text/html; charset=hex",
+        b"content-type: text/html; charset=rot13",
+        b"content-type: text/html; charset=idna",
+        b"content-type: text/html; charset=undefined",
+        b"content-type: text/html; charset=utf-16",
+        b"content-encoding: gzip",
+        b"content-encoding: deflate, deflate",
+    ],
+)
+async def test_no_codec_is_run_because_a_server_names_it(header):
+    """Some of Python's raise what nobody expects, some make much of little; the text is shown as UTF-8."""
+    answer = status(502, "é not so".encode(), header)
+    async with endpoint(replying(answer)) as (url, _, _), asking(url) as model:
+        fault = await refused(model)
+        assert (fault.errno, fault.again) == (Errno.EIO, True)
+        assert fault.text == f"{url} answered 502 api_error: é not so"
+
+
+async def test_nobody_is_asked_for_what_is_packed():
+    """Neither for answers nor for counts."""
+    async with endpoint(replying(WHOLE)) as (url, received, _), asking(url) as model:
+        await ask(model)
+        with pytest.raises(ModelError):
+            await model.count(image(), counted(body("hello")))
+    asked = [request.lower() for request in received if request.startswith(b"POST ")]
+    assert [b"accept-encoding: identity" in request for request in asked] == [True, True]
+
+
 async def test_a_redirect_is_not_followed():
     """A redirect is a failure, and nothing is sent to where it points."""
     async with endpoint(replying(WHOLE)) as (other, received, _):
