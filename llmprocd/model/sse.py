@@ -199,7 +199,6 @@ class _Block:
     __slots__ = ("citations", "ended", "kind", "parts", "raw", "replaced")
 
     def __init__(self, raw: bytes) -> None:
-        raw.decode()  # `Raw` does not look at its bytes, and what is not UTF-8 could never be sent back
         self.raw = raw
         self.kind = _kind(raw).type
         self.parts: dict[str, list[str]] = {}  # field -> what its deltas add up to
@@ -364,7 +363,7 @@ class Turn:
             if event.delta is not None:
                 self._add(event.index, event.delta)
         elif kind == "content_block_start":
-            self._start(event.index, bytes(event.content_block))
+            self._start(event.index, _checked(event.content_block))
         elif kind == "content_block_stop":
             if event.index in self._open:
                 self._open[event.index].ended = True
@@ -383,7 +382,7 @@ class Turn:
         self._count(message.usage)
         self.message_id = message.id or ""
         if bytes(message.diagnostics) != b"null":
-            self.diagnostics = bytes(message.diagnostics)
+            self.diagnostics = _checked(message.diagnostics)
         if self.on_begin is not None:
             self.on_begin()
 
@@ -415,11 +414,11 @@ class Turn:
         elif delta.type == "signature_delta":
             block.parts.setdefault("signature", []).append(delta.signature)
         elif delta.type == "citations_delta" and block.kind == "text" and bytes(delta.citation):
-            block.citations.append(msgspec.Raw(bytes(delta.citation)))
+            block.citations.append(msgspec.Raw(_checked(delta.citation)))
         elif delta.type == "compaction_delta":
             whole = {"content": delta.content, "encrypted_content": delta.encrypted_content}
             block.replaced.update(
-                {name: msgspec.Raw(bytes(raw)) for name, raw in whole.items() if bytes(raw)}
+                {name: msgspec.Raw(_checked(raw)) for name, raw in whole.items() if bytes(raw)}
             )
 
     def _count(self, counts: _Counts | None) -> None:
@@ -502,6 +501,13 @@ def _is_kept(block: _Block, answered: Container[bytes]) -> bool:
     ):  # the server's own tools: only with their results
         return block.ended and bytes(_fields(block.raw).get("id", b"")) in answered
     return block.ended
+
+
+def _checked(raw: msgspec.Raw) -> bytes:
+    """Bytes that are kept: `Raw` does not look at them, and what is not UTF-8 could never be sent back."""
+    kept = bytes(raw)
+    kept.decode()
+    return kept
 
 
 def _newer(new: int | None, old: int) -> int:

@@ -268,6 +268,15 @@ def test_a_web_page_is_not_asked_for_again(page):
         b'data: {"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text":7}}\n\n',
         b'data: {"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text":"\xff"}}\n\n',
         b'data: {"type":"content_block_start","index":0,"content_block":{"type":"x","y":"\xff"}}\n\n',
+        (
+            b'data: {"type":"content_block_delta","index":0,'
+            b'"delta":{"type":"citations_delta","citation":"\xff"}}\n\n'
+        ),
+        (
+            b'data: {"type":"content_block_delta","index":0,'
+            b'"delta":{"type":"compaction_delta","content":"\xff"}}\n\n'
+        ),
+        b'data: {"type":"message_start","message":{"diagnostics":"\xff"}}\n\n',
         b'data: {"type":"content_block_delta","index":8,"delta":{"type":"text_delta","text":"a"}}\n\n',
         b'data: {"type":"content_block_start","index":0,"content_block":{"type":"tool_use","name":"x"}}\n\n',
         b'data: {"type":"x","y":' + b"[" * 100_000 + b"\n\n",
