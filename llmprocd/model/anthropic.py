@@ -19,7 +19,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Generator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Annotated, Any, Protocol, TypeVar, cast
 
 import msgspec
 import trio
@@ -28,7 +28,7 @@ from llmprocd.abi.errno import Errno
 from llmprocd.kernel.state import Image
 from llmprocd.model import body as bodies
 from llmprocd.model import clouds, quota, sse
-from llmprocd.model.protocol import Listener, ModelError, Quota, unheard
+from llmprocd.model.protocol import MOST_TOKENS, Listener, ModelError, Quota, unheard
 
 if TYPE_CHECKING:
     import anthropic
@@ -92,7 +92,7 @@ class _Models(msgspec.Struct):
 
 
 class _Counted(msgspec.Struct):
-    input_tokens: int
+    input_tokens: Annotated[int, msgspec.Meta(ge=0, le=MOST_TOKENS)]
 
 
 class _Details(msgspec.Struct, frozen=True):
@@ -206,7 +206,8 @@ class Anthropic:
             return {image.model: self.backs.server().window}
         said = await self._ask(image, "/v1/models?limit=1000", None)
         models = _convert(said, _Models).data
-        return {model.id: model.max_input_tokens for model in models if model.id and model.max_input_tokens}
+        told = {model.id: model.max_input_tokens or 0 for model in models if model.id}
+        return {name: window for name, window in told.items() if 0 < window <= MOST_TOKENS}
 
     async def count(self, image: Image, body: bytes) -> int:
         """The tokens of a request; see protocol.Model."""

@@ -12,7 +12,10 @@ import msgspec
 from llmprocd.abi.errno import Errno, KernelError
 from llmprocd.kernel.state import Image, Reply
 
-__all__ = ["Allowance", "Listener", "Model", "ModelError", "Quota", "Reply", "unheard"]
+__all__ = ["MOST_TOKENS", "Allowance", "Listener", "Model", "ModelError", "Quota", "Reply", "unheard"]
+
+MOST_TOKENS = 10**9
+"""Of one call, and of a window: whoever tells of more has not counted, and sums must fit into 64 bits."""
 
 
 class ModelError(KernelError):

@@ -17,7 +17,7 @@ from llmprocd.abi.errno import Errno
 from llmprocd.abi.types import ToolUseId, Usage
 from llmprocd.kernel import stop
 from llmprocd.kernel.state import ToolUse
-from llmprocd.model.protocol import ModelError, Reply
+from llmprocd.model.protocol import MOST_TOKENS, ModelError, Reply
 
 THINKING = frozenset({"thinking", "redacted_thinking"})
 
@@ -511,7 +511,7 @@ def _checked(raw: msgspec.Raw) -> bytes:
 
 
 def _newer(new: int | None, old: int) -> int:
-    return old if new is None or new < 0 else new
+    return old if new is None or not 0 <= new <= MOST_TOKENS else new
 
 
 def _string(raw: bytes) -> str:

@@ -683,6 +683,17 @@ async def test_an_endpoint_that_answers_something_else_is_no_harm(said):
                 await model.windows(at)
 
 
+@pytest.mark.parametrize("number", [-5, 0, 10**9 + 1, 10**30])
+async def test_a_window_or_a_count_that_cannot_be_is_none(number):
+    """A count below zero would be room for others, and a window beyond 64 bits can be told to nobody."""
+    said = {"data": [{"id": "x", "max_input_tokens": number}], "input_tokens": number}
+    async with endpoint(replying(status(200, said, JSON))) as (url, _, _), asking() as model:
+        at = image(base_url=url)
+        assert await model.windows(at) == {}
+        with pytest.raises(ModelError, match="input_tokens") if number else nullcontext():
+            await model.count(at, counted(body("hello", at)))
+
+
 # --- quotas -----------------------------------------------------------------------------------------
 
 

@@ -234,6 +234,15 @@ def test_usage_is_replaced_and_not_added():
     assert fed(start(None), text(0, "x"), end()).reply().usage == Usage()
 
 
+@pytest.mark.parametrize("count", [-1, 10**9 + 1, 2**64 - 1])
+def test_a_count_that_cannot_be_is_none(count):
+    """Sums of counts are kept in 64 bits."""
+    told = {"input_tokens": count, "cache_creation": {"ephemeral_1h_input_tokens": count}}
+    searched = {"input_tokens": 3, "output_tokens": count, "server_tool_use": {"web_search_requests": count}}
+    reply = fed(start(told), text(0, "hi"), end("end_turn", searched)).reply()
+    assert (reply.usage, reply.written_1h, reply.searches) == (Usage(input_tokens=3), 0, 0)
+
+
 def test_a_stream_that_ends_early_has_failed():
     """A clean end without message_stop is a failure that may be tried again; so is nothing at all."""
     for data in (b"", start(), start() + text(0, "so f"), WHOLE[: WHOLE.rindex(b"event: message_stop")]):
