@@ -17,7 +17,7 @@ import os
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Generator, Mapping, Sequence
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing, contextmanager, suppress
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Annotated, Any, Protocol, TypeVar, cast
 
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 DEFAULT_URL = "https://api.anthropic.com"
 CONNECT = 10.0  # seconds
 STALL = 120.0  # seconds without a byte; the API sends pings
+LINGER = 1.0  # seconds that a connection may take to end after the last event: then it is used again
 PATIENCE = 5.0  # seconds that closing a response may take
 THREADS = "message-threads-2026-08-12"
 """The beta of conversations that the endpoint holds."""
@@ -321,9 +322,21 @@ async def _exchange(
         async with aclosing(stream) as chunks:
             async for chunk in chunks:
                 listener.feed(chunk)
+                if listener.stopped:
+                    break
+            await _seen_out(chunks)
     finally:
         with trio.move_on_after(PATIENCE, shield=True):
             await response.aclose()
+
+
+async def _seen_out(chunks: AsyncIterator[bytes]) -> None:
+    """Read what follows an answer that is whole, which no end of its connection can change any more."""
+    import httpx2
+
+    with trio.move_on_after(LINGER), suppress(httpx2.HTTPError):
+        async for _ in chunks:
+            pass
 
 
 async def _post(

@@ -66,6 +66,11 @@ def unheard(_quota: Quota) -> None:
 class Listener(Protocol):
     """Where an answer is gathered while it comes; the caller keeps it when the call is cancelled."""
 
+    @property
+    def stopped(self) -> bool:
+        """Is it whole? Nothing that comes afterwards, or fails to, counts."""
+        ...
+
     def feed(self, chunk: bytes) -> None: ...
 
 

@@ -431,6 +431,34 @@ async def test_hangups():
             assert (fault.errno, fault.again) == (Errno.EIO, True), fault.text
 
 
+CHUNK = HEAD + b"transfer-encoding: chunked\r\n\r\n%x\r\n" % len(STREAM) + STREAM + b"\r\n"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [CHUNK, CHUNK + b"nonsense\r\n", HEAD + b"content-length: %d\r\n\r\n" % (len(STREAM) + 9) + STREAM],
+)
+async def test_an_answer_is_whole_however_its_connection_ends(data):
+    """What has been paid for is not thrown away because a proxy forgot the last chunk."""
+    async with endpoint(replying(data, close=True)) as (url, _, _), asking(url) as model:
+        assert (await ask(model)).text == "hi"
+
+
+async def test_a_connection_that_does_not_end_with_its_answer_is_closed():
+    """Whether it is silent or busy then."""
+
+    async def pinging(stream, _request):
+        await stream.send_all(HEAD + b"\r\n" + STREAM)
+        while True:
+            await stream.send_all(b"event: ping\n\n")
+            await trio.sleep(0)
+
+    for answer in (replying(CHUNK), pinging):
+        async with endpoint(answer) as (url, _, _), asking(url, stall=0.1) as model:
+            with trio.fail_after(60):
+                assert (await ask(model)).text == "hi"
+
+
 async def test_nobody_listens():
     """A refused connection is EHOSTUNREACH, by the endpoint's name."""
     async with endpoint(replying(WHOLE)) as (url, _, _):
