@@ -74,8 +74,11 @@ class Bucket:
 
     def take(self, amount: float, now: float) -> None:
         """Use so much; less than nothing gives it back."""
-        if self.limit is not None:
-            self._level, self._at = self.left(now) - amount, now
+        if self.limit is None:
+            return
+        self._level, self._at = self.left(now) - amount, now
+        if self.limit != self._own:  # a server that lets through more than it told of will say so itself
+            self._level = max(0.0, self._level)
 
     def bound(self, limit: int | None, now: float) -> None:
         """Set the limit of whoever runs the daemon; a server can only tell of a lower one."""
@@ -97,7 +100,7 @@ class Bucket:
             return
         used = 0.0 if self.limit is None else self.limit - self.left(now)
         self.limit, self._at = limit, now
-        self._level = 0.0 if limit is None else limit - used
+        self._level = 0.0 if limit is None else max(0.0, limit - used)  # a minute pays for what was before
 
 
 class Waiter:

@@ -389,6 +389,21 @@ def test_a_limit_is_learned_and_forgets_nothing_that_was_used():
     assert (made.limit, made.left(0)) == (60, 30)
 
 
+def test_a_limit_that_a_server_told_keeps_nobody_waiting_for_more_than_a_minute():
+    """It may be a mistake, and another the next time; without a call there is no next time."""
+    made = Bucket()
+    made.learn(Allowance(1_000_000, None), 0)
+    made.take(500_000, 0)
+    made.learn(Allowance(1, None), 0)
+    assert made.wait(5000, 0) == pytest.approx(60)
+    made.take(5000, 60)
+    assert made.wait(5000, 60) == pytest.approx(60), "what was let through has been paid for"
+    made.bound(100, 60)
+    made.learn(Allowance(100, None), 60)
+    made.take(5000, 120)
+    assert made.wait(1, 120) > 60, "the config's own limit is kept to all the same"
+
+
 def test_what_others_used_of_the_same_key_is_not_left():
     """Other programs may use the key: the server knows. What is on its way there it does not know yet."""
     made = bucket(100)
