@@ -374,14 +374,17 @@ class Machine:
             if not self._ends[pid]:
                 del self._ends[pid]
 
-    async def wait_run(self, pid: Pid, seq: int) -> Proc:
-        """Wait for the end of the run that a message began; the process as it was then."""
-        proc = self.kernel.procs[pid]
-        if proc.run.seq == seq and proc.run.ended:
-            return proc
+    def wait_run(self, pid: Pid, seq: int) -> Awaitable[Proc]:
+        """Wait for the end of the run that a message waiting in fd 0 will begin; the process as it was then.
+
+        It is waited for from here on, whenever the caller gets to awaiting it.
+        """
         waiter = RunWaiter()
-        runs = self._runs.setdefault(pid, {})
-        runs.setdefault(seq, []).append(waiter)
+        self._runs.setdefault(pid, {}).setdefault(seq, []).append(waiter)
+        return self._wait_run(pid, seq, waiter)
+
+    async def _wait_run(self, pid: Pid, seq: int, waiter: RunWaiter) -> Proc:
+        runs = self._runs[pid]
         try:
             await waiter.done.wait()
         finally:

@@ -454,6 +454,21 @@ async def test_each_queued_run_gets_its_own_result_in_order(autojump_clock, mach
         assert result.status is None
 
 
+async def test_runs_are_queued_in_the_order_in_which_they_were_asked_for(autojump_clock, machine):
+    """Whatever order their waiting begins in; and what was sent after them comes after them."""
+    pid = await machine.spawn(table(), interactive=True)
+    runs = [machine.begin("proc.run", pid=pid, prompt=f"!say {number}") for number in range(3)]
+    machine.begin("proc.send", pid=pid, text="!say last", close=True)
+    assert [(await run).result.message for run in reversed(runs)] == ["2", "1", "0"]
+    assert (await machine.call("proc.wait", pids=[pid])).procs[0].message == "last"
+    late = await machine.spawn(table(), interactive=True)
+    run = machine.begin("proc.run", pid=late, prompt="!say never")
+    machine.begin("proc.signal", pid=late, signal="KILL")
+    machine.begin("proc.remove", pids=[late])
+    assert (await run).result.status == 137
+    assert machine.m._runs == {}
+
+
 async def test_a_run_on_a_busy_process_comes_after_what_waits(autojump_clock, machine):
     pid = await machine.spawn(table(), interactive=True)
     await machine.call("proc.send", pid=pid, text=script("!sleep 5", "!say first"))

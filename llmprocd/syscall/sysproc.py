@@ -185,8 +185,8 @@ def _digest(call: msgspec.Struct) -> bytes:
 # --- run, send --------------------------------------------------------------------------------------
 
 
-async def sys_run(m: Machine, caller: Caller, call: calls.RunProc) -> calls.RunResult:
-    """Give a message, and wait until its run ends; only the waiting can be given up."""
+def sys_run(m: Machine, caller: Caller, call: calls.RunProc) -> Awaitable[calls.RunResult]:
+    """Give a message at once, and wait until its run ends; only the waiting can be given up."""
     require(m.kernel, caller, Access.ADMIN, call.pid)
     k = m.begin()
     iterations = call.max_iterations or 0
@@ -195,8 +195,12 @@ async def sys_run(m: Machine, caller: Caller, call: calls.RunProc) -> calls.RunR
     else:
         seq = proc.ask_again(k, call.pid, max_iterations=iterations)
     m.commit("run")
+    return _ran(m, call, m.wait_run(Pid(call.pid), seq))
+
+
+async def _ran(m: Machine, call: calls.RunProc, run: Awaitable[Proc]) -> calls.RunResult:
     with deadline(call.timeout_ms) as scope:
-        return await m.run_result(await m.wait_run(Pid(call.pid), seq))
+        return await m.run_result(await run)
     assert scope.cancelled_caught
     raise KernelError(Errno.ETIMEDOUT, f"the run of process {call.pid} goes on after {call.timeout_ms} ms")
 
