@@ -92,8 +92,13 @@ class Door(Protocol):
             params: msgpack of the one map of arguments, b"" when there is none.
 
         Returns:
-            The answer, or for a call that waits an awaitable of it. That may be cancelled while it waits.
+            The answer, or an awaitable of it: of a call that waits, which may be cancelled while it does, or
+            of one that first needs something from the disk.
         """
+        ...
+
+    def waits(self, method: str) -> bool:
+        """Is it a call that waits for something to happen? All others keep their turn."""
         ...
 
     def hang_up(self, caller: Any) -> None:
@@ -213,7 +218,9 @@ async def _read(conn: Connection, caller: Caller) -> bool:
     while chunk := await _receive(conn.sock):
         for frame in framer.feed(chunk):
             if isinstance(frame, wire.Request):
-                _request(conn, caller, frame)
+                slow = _request(conn, caller, frame)
+                if slow is not None:
+                    await _in_turn(conn, caller, frame.msgid, slow)
             elif isinstance(frame, wire.Refused):
                 _refused(conn, caller, frame)
                 if frame.fatal:
@@ -251,22 +258,38 @@ async def _receive(sock: socket.socket) -> bytes:
             return b""
 
 
-def _request(conn: Connection, caller: Caller, frame: wire.Request) -> None:
-    """Run a call: answer it at once, or give it a task when it waits."""
+def _request(conn: Connection, caller: Caller, frame: wire.Request) -> Awaitable[Answer] | None:
+    """Run a call: answer it at once, or give it a task when it waits.
+
+    Returns one that needs the disk, which must end before the client's next one begins.
+    """
     msgid = frame.msgid
     try:
         _check_in_flight(conn, msgid)
-        answer = conn.door.call(caller, wire.name(frame.method), wire.arguments(frame.params))
+        method = wire.name(frame.method)
+        answer = conn.door.call(caller, method, wire.arguments(frame.params))
     except KernelError as error:
         _hand_over(conn, wire.refusal(msgid, error, caller.errors), error.ticket, msgid)
-        return
+        return None
     if isinstance(answer, Answer):
         _hand_over(conn, wire.reply(msgid, answer.result), answer.ticket, msgid)
-        return
-    scope = conn.waiting[msgid] = (
-        trio.CancelScope()
-    )  # before the task runs: a $/cancel may be in this same chunk
+        return None
+    if not conn.door.waits(method):
+        return answer
+    # The scope is there before the task runs: a $/cancel may be in this same chunk.
+    scope = conn.waiting[msgid] = trio.CancelScope()
     conn.nursery.start_soon(_wait, conn, caller, msgid, answer, scope)
+    return None
+
+
+async def _in_turn(conn: Connection, caller: Caller, msgid: int, call: Awaitable[Answer]) -> None:
+    """See a call through and answer it, while what the client sent after it waits."""
+    try:
+        answer = await call
+    except KernelError as error:
+        _hand_over(conn, wire.refusal(msgid, error, caller.errors), error.ticket, msgid)
+    else:
+        _hand_over(conn, wire.reply(msgid, answer.result), answer.ticket, msgid)
 
 
 def _check_in_flight(conn: Connection, msgid: int) -> None:

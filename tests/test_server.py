@@ -88,11 +88,16 @@ class Door:
                 return self.sleep(args)
             case "commit_later":
                 return self.commit_later(args)
-            case "fail_later":
+            case "fail_later" | "fail_slowly":
                 return self.fail_later()
+            case "commit_slowly":
+                return self.commit_later(args)
             case _:
                 assert method != "bug"
                 raise KernelError(Errno.ENOSYS, f"no such call: {method}")
+
+    def waits(self, method: str) -> bool:
+        return method in {"sleep", "commit_later", "fail_later"}
 
     def commit(self, data: object) -> Answer:
         self.newest += 1
@@ -379,6 +384,18 @@ async def test_a_waiting_call_does_not_leave_before_its_commit(peer, door):
     assert await peer.read() == [1, 2, None, "y"]
     door.sync(1)
     assert await peer.read() == [1, 1, None, "x"]
+
+
+async def test_calls_that_need_the_disk_keep_their_turn(peer, door):
+    """What they need takes a while; what was sent after them takes effect, and is answered, after them."""
+    calls = ask(1, "commit_slowly", data="x", seconds=0.02) + ask(2, "commit", data="y")
+    calls += ask(3, "fail_slowly") + ask(4, "commit_slowly", data="z") + ask(5, "echo", data="end")
+    await peer.send(calls)
+    door.sync(3)
+    assert [await peer.read() for _ in range(2)] == [[1, 1, None, "x"], [1, 2, None, "y"]]
+    assert (await peer.read())[2][0] == Errno.ETIMEDOUT
+    assert [await peer.read() for _ in range(2)] == [[1, 4, None, "z"], [1, 5, None, "end"]]
+    assert door.done == ["x", "y", "z"]
 
 
 async def test_replies_that_wait_for_the_disk_stop_the_reading(peer, door):

@@ -1,7 +1,8 @@
 """SYSCALLS and dispatch: the only place where a call from the socket runs.
 
-A plain handler takes effect and is answered at once; an `async def` one waits. The answer carries the last
-commit there was, so that it leaves when everything it may have seen is on disk.
+A plain handler takes effect and is answered at once. An `async def` one waits, if it is one of WAITS; else
+it needs something from the disk first, and what its client sent after it has to wait for that. The answer
+carries the last commit there was, so that it leaves when everything it may have seen is on disk.
 """
 
 from collections.abc import Awaitable, Callable, Coroutine
@@ -90,6 +91,8 @@ SYSCALLS: dict[str, tuple[msgspec.msgpack.Decoder[Any], Handler]] = {
     call.method: (msgspec.msgpack.Decoder(call), HANDLERS[call]) for call in calls.CALLS
 }
 
+_WAITING = frozenset(call.method for call in WAITS)
+
 NOTHING = b"\x80"
 """An empty map: no arguments."""
 
@@ -133,6 +136,10 @@ class Door:
         if isinstance(result, Coroutine):
             return self._later(cast("Coroutine[Any, Any, object]", result))
         return Answer(result, self._machine.ticket)
+
+    def waits(self, method: str) -> bool:
+        """Is it a call that waits for something to happen, and not just for the disk?"""
+        return method in _WAITING
 
     async def _later(self, result: Awaitable[object]) -> Answer:
         try:

@@ -102,6 +102,20 @@ def test_calls_take_effect_in_the_order_sent(client):
     assert len(set(sequence)) == 50
 
 
+def test_calls_that_look_into_the_history_take_effect_in_the_order_sent(client):
+    """Two gotos in one breath: the last one is where the process stands."""
+    pid = client.spawn(TALK, interactive=True)
+    for word in ("one", "two"):
+        client.run(pid, f"!say {word}")
+    ids = [message["id"] for message in client.history(pid)]
+    for number in range(10):
+        places = [ids[number % 3], ids[3]]
+        asked = [client.begin("proc.goto", pid=pid, to=place) for place in places]
+        moved = [client.end(msgid) for msgid in asked]
+        assert [move["head"] for move in moved] == places
+        assert moved[1]["old_head"] == places[0]
+
+
 def test_replies_that_wait_hold_no_others_up(client):
     """They come when they come."""
     pid = client.spawn(TALK, interactive=True)
