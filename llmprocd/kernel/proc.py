@@ -224,7 +224,7 @@ def take_input(k: Kernel, pid: Pid, said: Callable[[Proc, str], tuple[Proc, str]
 def begin_run(k: Kernel, p: Proc, *, seq: int = 0, max_iterations: int = 0) -> Proc:
     most = max_iterations or k.image(p).max_iterations
     run = Run(seq=seq, began=k.now, max_iterations=most, before=_total(k, p))
-    return replace(p, rest=False, run=run, verdict=0, stop_reason="", reason="")
+    return replace(p, rest=False, parked=False, run=run, verdict=0, stop_reason="", reason="")
 
 
 def _total(k: Kernel, p: Proc) -> Use:
@@ -591,13 +591,16 @@ def settled(p: Proc, node: Node | None, errno: Errno) -> None:
 # --- goto, exec -------------------------------------------------------------------------------------
 
 
+PARKED = "moved by goto; it goes on with `goto -m TEXT`, `goto --run` or a run"
+
+
 def goto(
     k: Kernel, pid: int, node: Node, text: str | None = None, *, run: bool = False, tokens: int | None = None
 ) -> Proc:
     """Move the head to a settled message of the process's own history (the caller has checked that).
 
-    The text becomes the next user message; without one the process rests there. `tokens` is the size of
-    the conversation up to there. Raises ESRCH, EINVAL.
+    The text becomes the next user message; without one the process rests there, and does not exit if its
+    fd 0 is closed. `tokens` is the size of the conversation up to there. Raises ESRCH, EINVAL.
     """
     p = require_live(k, pid)
     settled(p, node, Errno.EINVAL)
@@ -613,6 +616,8 @@ def goto(
         p = _mail(k, p, text, first=True)
     elif run:
         p = _mail(k, p, "", first=True)
+    elif not p.input_open:
+        p = replace(p, parked=True, reason=PARKED)
     return k.put(p)
 
 

@@ -315,6 +315,7 @@ class Proc(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     head: MessageId | None = None  # the program counter
     at: At = At.EMPTY
     rest: bool = False  # it has been told to rest at this head
+    parked: bool = False  # ... by a goto, though fd 0 is closed: it does not exit
     tips: tuple[MessageId, ...] = ()  # earlier heads: the roots of its abandoned branches
     epoch: int = 0  # counts interruptions
 
@@ -382,6 +383,7 @@ class Proc(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             head=node.id if node else None,
             at=kind(node),
             rest=False,
+            parked=False,
             begun=(),
             results=(),
             awaiting={},

@@ -49,7 +49,7 @@ def next_step(p: Proc) -> Step:
         return Infer()
     if p.inbox:
         return TakeInput()
-    if p.input_open or p.notify:
+    if p.input_open or p.notify or p.parked:
         return Sleep("fd:0")
     return Exit(p.verdict)
 

@@ -926,6 +926,29 @@ def test_goto_to_a_user_message_rests_there(w):
     assert todo(w, pid) == Sleep("fd:0")
 
 
+def test_goto_without_a_text_rests_where_fd_0_is_closed_too(w):
+    """It neither exits nor asks, in the next life too; a run or a text takes it on, and it ends as ever."""
+    for go_on in (lambda pid: proc.ask_again(w.k, pid), lambda pid: w.goto(pid, w[pid].head, "on")):
+        pid = w.asked()
+        w.goto(pid, w[pid].head)
+        assert step.next_step(w[pid]) == Sleep("fd:0")
+        w.boot()
+        assert step.next_step(w[pid]) == Sleep("fd:0")
+        assert "goto" in w[pid].reason
+        go_on(pid)
+        w.take(pid)
+        w.kill(pid, Signal.INT)
+        assert step.next_step(w[pid]) == Exit(130)
+
+
+def test_a_fork_of_a_parked_process_is_not_parked(w):
+    pid = w.asked()
+    w.goto(pid, w[pid].head)
+    (child,) = w.fork(pid)
+    w.send(child, None, close=True)
+    assert step.next_step(w[child]) == Exit(0)
+
+
 def test_goto_with_a_text_says_it_next(w):
     """Before the mail that waits."""
     pid = talked(w)
