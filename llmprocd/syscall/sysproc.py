@@ -524,8 +524,10 @@ def _payable(m: Machine, p: Proc, given: Mapping[str, Limit]) -> None:
 
 
 def _limit_info(row: limits.Row) -> calls.LimitInfo:
-    used = round(row.used, 3) if row.resource == "wall" and row.used is not None else row.used
-    return calls.LimitInfo(row.resource, row.limit.soft, row.limit.hard, used)
+    """A row as clients read it: what is counted in whole numbers is one."""
+    amounts = (row.limit.soft, row.limit.hard, row.used)
+    digits = {"wall": 3, "cost_usd": 9}.get(row.resource)
+    return calls.LimitInfo(row.resource, *(None if one is None else round(one, digits) for one in amounts))
 
 
 def sys_renice(m: Machine, caller: Caller, call: calls.Renice) -> calls.Empty:

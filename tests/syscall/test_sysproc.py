@@ -616,6 +616,15 @@ async def test_limits_are_shown_with_what_was_used(autojump_clock, machine):
         await machine.call("proc.limits", pid=pid, set={"sheep": 1})
 
 
+async def test_what_is_counted_is_told_in_whole_numbers(machine):
+    """And time is not."""
+    pid = await machine.spawn(interactive=True)
+    changes = {"turns": "5:10", "wall": "2.5", "fd_bytes": "1K"}
+    rows = (await machine.told("proc.limits", pid=pid, set=changes))["limits"]
+    told = {row["resource"]: (row["soft"], row["hard"]) for row in rows}
+    assert repr([told[name] for name in changes]) == "[(5, 10), (None, 2.5), (None, 1024)]"
+
+
 async def test_a_removed_process_is_unknown(autojump_clock, machine):
     ended = await machine.finish(table(), "!say hi")
     lives = await machine.spawn(interactive=True)
