@@ -224,6 +224,11 @@ def script(*lines: str) -> str:
     return "\n".join(lines)
 
 
+def until_there(path: Path) -> str:
+    """A shell command that waits for a file."""
+    return f"while [ ! -e {path} ]; do sleep 0.02; done"
+
+
 def program(*tools: Any, provider: str = "anthropic", **tables: Any) -> dict[str, Any]:
     """A program as a map, whose model is the strict endpoint.
 
@@ -364,6 +369,16 @@ class Strict:
         )
         assert self.process.stdout is not None
         self.url: str = json.loads(self.process.stdout.readline())["url"]
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Nothing is answered within the block: a call that is made in it is under way until its end."""
+        self.process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, self.process.pid, os.WSTOPPED | os.WNOWAIT)
+        try:
+            yield
+        finally:
+            self.process.send_signal(signal.SIGCONT)
 
     def _ask(self, path: str, data: bytes | None = None) -> Any:
         with urllib.request.urlopen(f"{self.url}/_script/{path}", data, timeout=PATIENCE) as answer:

@@ -4,7 +4,7 @@ import json
 import time
 
 import pytest
-from e2ekit import program, refused, script, texts, use
+from e2ekit import program, refused, texts, until_there, use
 
 TALK = program()
 FAMILY = program("fork", "spawn", "bash", "exit", "wait", "send", "goto")
@@ -15,33 +15,36 @@ FAMILY = program("fork", "spawn", "bash", "exit", "wait", "send", "goto")
 
 def test_exec_during_a_call_asks_the_new_program(client, strict):
     """The old program's answer never lands."""
-    pid = client.spawn(program(prompt={"system": "old"}), "!sleep 0.4\n!say {{model}}")
-    client.until_wchan(pid, "api")
-    client.call("proc.exec", pid=pid, program=program(model={"name": "claude-haiku-5-5"}))
+    with strict.held():
+        pid = client.spawn(program(prompt={"system": "old"}), "!say {{model}}")
+        client.until_wchan(pid, "api")
+        client.call("proc.exec", pid=pid, program=program(model={"name": "claude-haiku-5-5"}))
     assert client.wait(pid)["message"] == "claude-haiku-5-5"
     assert client.get(pid)["turns"] == 1
 
 
-def test_hup_during_a_call_leaves_it_alone(client, tmp_path):
+def test_hup_during_a_call_leaves_it_alone(client, strict, tmp_path):
     """The next turn uses the new file."""
     path = tmp_path / "p.toml"
     path.write_text(
         '[model]\nname = "claude-sonnet-5-5"\nprovider = "anthropic"\n[tools]\nbuiltin = ["bash"]\n'
     )
-    pid = client.spawn(str(path), "!sleep 0.3\n!bash true\n!say {{model}}")
-    client.until_wchan(pid, "api")
-    path.write_text(path.read_text().replace("sonnet", "haiku"))
-    client.signal(pid, "HUP")
+    with strict.held():
+        pid = client.spawn(str(path), "!bash true\n!say {{model}}")
+        client.until_wchan(pid, "api")
+        path.write_text(path.read_text().replace("sonnet", "haiku"))
+        client.signal(pid, "HUP")
     assert client.wait(pid)["message"] == "claude-haiku-5-5"
     assert client.get(pid)["turns"] == 2
 
 
-def test_exec_on_a_stopped_process(client):
+def test_exec_on_a_stopped_process(client, strict):
     """It takes effect at CONT."""
-    pid = client.spawn(TALK, "!sleep 0.2\n!say {{model}}")
-    client.until_wchan(pid, "api")
-    client.signal(pid, "STOP")
-    client.call("proc.exec", pid=pid, program=program(model={"name": "claude-haiku-5-5"}))
+    with strict.held():
+        pid = client.spawn(TALK, "!say {{model}}")
+        client.until_wchan(pid, "api")
+        client.signal(pid, "STOP")
+        client.call("proc.exec", pid=pid, program=program(model={"name": "claude-haiku-5-5"}))
     client.signal(pid, "CONT")
     assert client.wait(pid)["message"] == "claude-haiku-5-5"
 
@@ -103,12 +106,14 @@ def test_a_child_reaches_the_branches_of_its_parent(client):
 # --- signals while children work --------------------------------------------------------------------
 
 
-def test_stop_while_waiting_for_children(client):
+def test_stop_while_waiting_for_children(client, tmp_path):
     """They go on and end; the parent reads of it after CONT."""
-    pid = client.spawn(FAMILY, "!fork !sleep 0.3\\n!say kid\n!say joined")
+    go = tmp_path / "go"
+    pid = client.spawn(FAMILY, f"!fork !bash {until_there(go)}\\n!say kid\n!say joined")
     client.until_wchan(pid, "wait")
     (child,) = client.get(pid)["children"]
     client.signal(pid, "STOP")
+    go.touch()
     client.wait(child)
     time.sleep(0.2)
     assert (client.get(pid)["stat"], client.get(pid)["turns"]) == ("T", 1)
@@ -119,10 +124,12 @@ def test_stop_while_waiting_for_children(client):
 
 def test_stop_between_tools_and_forks_of_a_turn(client, tmp_path):
     """The tool lands, the fork waits for CONT, and is made once."""
-    prompt = "!bash sleep 0.4; echo ran >> log\n!& !fork !say kid\n!say joined"
+    go = tmp_path / "go"
+    prompt = f"!bash {until_there(go)}; echo ran >> log\n!& !fork !say kid\n!say joined"
     pid = client.spawn(FAMILY, prompt, cwd=str(tmp_path))
     client.until_wchan(pid, "tool:bash")
     client.signal(pid, "STOP")
+    go.touch()
     client.until(pid, lambda row: row["wchan"] == "-")
     assert client.get(pid)["children"] == []
     client.signal(pid, "CONT")
@@ -131,40 +138,46 @@ def test_stop_between_tools_and_forks_of_a_turn(client, tmp_path):
     assert len([row for row in client.call("proc.list", all=True)["procs"] if row["birth"] == pid]) == 1
 
 
-def test_a_stopped_child_is_waited_for(client):
+def test_a_stopped_child_is_waited_for(client, tmp_path):
     """Until somebody lets it go on."""
-    pid = client.spawn(FAMILY, "!fork !bash sleep 0.2\\n!say kid\n!say joined")
+    go = tmp_path / "go"
+    pid = client.spawn(FAMILY, f"!fork !bash {until_there(go)}\\n!say kid\n!say joined")
     (child,) = client.until(pid, lambda row: row["children"])["children"]
     client.until_wchan(child, "tool:bash")
     client.signal(child, "STOP")
+    go.touch()
     client.until(child, lambda row: row["wchan"] == "-")
     assert client.get(pid)["wchan"] == "wait"
     client.signal(child, "CONT")
     assert client.wait(pid)["message"] == "joined"
 
 
-def test_goto_away_from_a_waiting_fork(client):
+def test_goto_away_from_a_waiting_fork(client, tmp_path):
     """The children are not cancelled; the parent forgets them."""
     pid = client.spawn(FAMILY, interactive=True)
     client.run(pid, "plain")
     home = client.get(pid)["head"]
-    client.send(pid, "!fork !sleep 0.4\\n!say kid\n!say joined")
+    go = tmp_path / "go"
+    client.send(pid, f"!fork !bash {until_there(go)}\\n!say kid\n!say joined")
     client.until_wchan(pid, "wait")
     (child,) = client.get(pid)["children"]
     client.call("proc.goto", pid=pid, to=home, text="!say elsewhere")
     client.until(pid, lambda row: row["turns"] == 3)
+    go.touch()
     assert client.wait(child)["message"] == "kid"
     time.sleep(0.2)
     assert texts(client.history(pid))[-1] == "elsewhere"
 
 
-def test_a_removed_child_is_told_of(client):
+def test_a_removed_child_is_told_of(client, tmp_path):
     """Whoever waits for a process that was removed gets an answer."""
-    pid = client.spawn(FAMILY, "!fork !sleep 60 | !sleep 0.5\\n!say kid\n!say joined")
+    go = tmp_path / "go"
+    pid = client.spawn(FAMILY, f"!fork !sleep 60 | !bash {until_there(go)}\\n!say kid\n!say joined")
     children = client.until(pid, lambda row: len(row["children"]) == 2)["children"]
     client.signal(children[0], "KILL")
     client.wait(children[0])
     client.call("proc.remove", pids=[children[0]])
+    go.touch()
     assert client.wait(pid)["message"] == "joined"
     gone, kid = json.loads(client.result(pid))
     assert gone["error"] is True
@@ -178,9 +191,10 @@ def test_waiting_for_children_goes_on_after_a_crash(fresh):
     """Nobody is forked twice; who ended and who still runs are both told of."""
     fresh.start()
     with fresh.client() as client:
-        pid = client.spawn(FAMILY, "!fork !say quick | !sleep 1\\n!say slow\n!say joined")
+        pid = client.spawn(FAMILY, "!fork !say quick | !bash sleep 60\\n!say slow\n!say joined")
         children = client.until(pid, lambda row: len(row["children"]) == 2)["children"]
         client.until(children[0], lambda row: row["stat"] == "Z")
+        client.until_wchan(children[1], "tool:bash")
     for _ in range(2):
         fresh.restart()
     with fresh.client() as client:
@@ -196,8 +210,9 @@ def test_a_spawn_that_waits_goes_on_after_a_crash(fresh):
     """The child is not spawned again."""
     fresh.start()
     with fresh.client() as client:
-        pid = client.spawn(FAMILY, "!spawn !sleep 0.5\\n!say child\n!say heard {{result}}")
-        client.until(pid, lambda row: row["children"])
+        pid = client.spawn(FAMILY, "!spawn !bash sleep 60\\n!say child\n!say heard {{result}}")
+        (child,) = client.until(pid, lambda row: row["children"])["children"]
+        client.until_wchan(child, "tool:bash")
     fresh.restart()
     with fresh.client() as client:
         assert client.wait(pid)["message"] == "heard child"
@@ -208,9 +223,10 @@ def test_notify_survives_a_crash(fresh):
     """The line comes once, and fd 0 was kept open for it."""
     fresh.start()
     with fresh.client() as client:
-        call = use("spawn", prompt="!sleep 0.6\n!say done", wait=False, notify=True)
+        call = use("spawn", prompt="!bash sleep 60\n!say done", wait=False, notify=True)
         pid = client.spawn(FAMILY, f"{call}\n!say waiting")
-        client.until(pid, lambda row: row["wchan"] == "fd:0")
+        (child,) = client.until(pid, lambda row: row["wchan"] == "fd:0")["children"]
+        client.until_wchan(child, "tool:bash")
     fresh.restart()
     with fresh.client() as client:
         assert client.wait(pid)["status"] == 0
@@ -296,9 +312,9 @@ def test_two_goto_and_a_script(client):
     pid = client.spawn(FAMILY, interactive=True)
     client.run(pid, "plain")
     ids = [row["id"] for row in client.history(pid)]
-    client.send(pid, f"!goto {ids[0]} \\n!sleep 0.3\\n!say by the model")
-    client.until_event(pid, "goto")
-    client.call("proc.goto", pid=pid, to=ids[1], text=script("!say by the user"))
-    client.until(pid, lambda row: row["wchan"] == "fd:0" and row["turns"] >= 3)
+    client.send(pid, f"!goto {ids[0]} \\n!bash sleep 60\\n!say by the model")
+    client.until_wchan(pid, "tool:bash")
+    client.call("proc.goto", pid=pid, to=ids[1], text="!say by the user")
+    client.until(pid, lambda row: row["wchan"] == "fd:0" and row["turns"] == 4)
     assert texts(client.history(pid))[-1] == "by the user"
     assert "by the model" not in texts(client.history(pid, all=True))

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from e2ekit import MODEL, program, refused, script, texts, use
+from e2ekit import MODEL, program, refused, script, texts, until_there, use
 
 TALK = program()
 FORK = program("fork", "bash", "exit", "read_fd")
@@ -99,11 +99,12 @@ def test_while_tools_run_the_plain_form_is_ebusy_and_last_is_the_nearest(client)
     assert client.results(child) == ["a\n[exit 0]"]
 
 
-def test_a_fork_during_a_model_call_disturbs_nobody(client):
+def test_a_fork_during_a_model_call_disturbs_nobody(client, strict):
     """The head is a settled message then."""
-    pid = client.spawn(TALK, "!sleep 0.5\n!say slow")
-    client.until_wchan(pid, "api")
-    (child,) = client.call("proc.fork", pid=pid, prompts=["!say quick"])["pids"]
+    with strict.held():
+        pid = client.spawn(TALK, "!say slow")
+        client.until_wchan(pid, "api")
+        (child,) = client.call("proc.fork", pid=pid, prompts=["!say quick"])["pids"]
     assert client.wait(child)["message"] == "quick"
     assert client.wait(pid)["message"] == "slow"
 
@@ -132,7 +133,7 @@ def test_a_user_fork_is_safe_to_repeat(client, talked):
 
 def test_waiting_mail_is_not_copied(client):
     """fd 0 of the child is its own."""
-    pid = client.spawn(TALK, "!sleep 0.5\n!say x", interactive=True)
+    pid = client.spawn(TALK, "!sleep 60\n!say x", interactive=True)
     client.send(pid, "!say mail")
     client.until_wchan(pid, "api")
     (child,) = client.call("proc.fork", pid=pid)["pids"]
@@ -268,12 +269,14 @@ def test_a_fork_that_cannot_be_is_an_error_result(client, arguments, words):
     assert client.get(pid)["children"] == []
 
 
-def test_a_killed_parents_children_live_on(client):
+def test_a_killed_parents_children_live_on(client, tmp_path):
     """They are adopted; a tree signal would have ended them."""
-    pid = client.spawn(FORK, "!fork !sleep 0.5\\n!say orphan\n!say never")
+    go = tmp_path / "go"
+    pid = client.spawn(FORK, f"!fork !bash {until_there(go)}\\n!say orphan\n!say never")
     (child,) = client.until(pid, lambda row: row["children"])["children"]
     client.signal(pid, "KILL")
     assert client.wait(pid)["status"] == 137
+    go.touch()
     row = client.wait(child)
     assert (row["status"], row["message"]) == (0, "orphan")
     assert client.get(child)["ppid"] == 1

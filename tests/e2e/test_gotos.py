@@ -146,16 +146,17 @@ def test_an_ended_process_stays_where_it_is(client):
         goto(client, pid, client.history(pid)[0]["id"])
 
 
-def test_a_call_under_way_is_cancelled_and_never_lands(client):
+def test_a_call_under_way_is_cancelled_and_never_lands(client, strict):
     """Not even when the head is moved to where it was."""
     pid = client.spawn(TALK, interactive=True)
     client.run(pid, "!say one")
-    client.send(pid, "!sleep 0.4\n!say late")
-    client.until_wchan(pid, "api")
-    head = client.get(pid)["head"]
-    goto(client, pid, head)
-    time.sleep(0.8)
-    assert client.rests(pid)["head"] == head
+    with strict.held():
+        client.send(pid, "!say late")
+        client.until_wchan(pid, "api")
+        head = client.get(pid)["head"]
+        goto(client, pid, head)
+        assert client.rests(pid)["head"] == head
+    assert client.run(pid, "!say next")["message"] == "next"
     assert "late" not in texts(client.history(pid, all=True))
 
 

@@ -4,7 +4,7 @@ import time
 from pathlib import Path
 
 import pytest
-from e2ekit import ALL_TOOLS, program, refused, script, texts, toml
+from e2ekit import ALL_TOOLS, program, refused, script, texts, toml, until_there
 
 TALK = program()
 BASH = program("bash")
@@ -49,7 +49,7 @@ def test_messages_wait_in_order(client):
 
 def test_sending_to_a_closed_mailbox_is_epipe(client):
     """A batch process takes no messages."""
-    pid = client.spawn(TALK, "!sleep 5\n!say x")
+    pid = client.spawn(TALK, "!sleep 60\n!say x")
     with refused("EPIPE", "closed"):
         client.send(pid, "more")
 
@@ -319,9 +319,11 @@ def test_an_ended_process_takes_no_signal_but_0(client, sig):
 
 def test_stop_is_a_gate_and_no_cancel(client, tmp_path):
     """What is under way lands; the next step waits for CONT."""
-    pid = client.spawn(BASH, "!bash sleep 0.3; echo ran >> log\n!say done", cwd=str(tmp_path))
+    go = tmp_path / "go"
+    pid = client.spawn(BASH, f"!bash {until_there(go)}; echo ran >> log\n!say done", cwd=str(tmp_path))
     client.until_wchan(pid, "tool:bash")
     client.signal(pid, "STOP")
+    go.touch()
     row = client.until(pid, lambda row: row["wchan"] == "-")
     assert (row["stat"], row["turns"]) == ("T", 1)
     assert (tmp_path / "log").read_text() == "ran\n"
@@ -331,13 +333,14 @@ def test_stop_is_a_gate_and_no_cancel(client, tmp_path):
     assert (tmp_path / "log").read_text() == "ran\n"
 
 
-def test_a_stopped_process_says_what_is_landing(client):
+def test_a_stopped_process_says_what_is_landing(client, strict):
     """STAT is T at once; WCHAN still says `api`."""
-    pid = client.spawn(BASH, "!sleep 0.4\n!bash echo x\n!say done")
-    client.until_wchan(pid, "api")
-    client.signal(pid, "STOP")
-    row = client.get(pid)
-    assert (row["stat"], row["wchan"]) == ("T", "api")
+    with strict.held():
+        pid = client.spawn(BASH, "!bash echo x\n!say done")
+        client.until_wchan(pid, "api")
+        client.signal(pid, "STOP")
+        row = client.get(pid)
+        assert (row["stat"], row["wchan"]) == ("T", "api")
     client.until(pid, lambda row: row["turns"] == 1)
     assert client.get(pid)["stat"] == "T"
     client.signal(pid, "CONT")
@@ -347,11 +350,9 @@ def test_a_stopped_process_says_what_is_landing(client):
 
 def test_int_keeps_the_text_that_was_streamed(client):
     """It becomes the assistant's message; the run goes on from there with the next text."""
-    pid = client.spawn(TALK, "!& !delay 0.05\n!say " + "word " * 200, interactive=True)
-    with_text = client.begin("events.read", after_seq=0, pids=[pid], types=["text"], wait_ms=60_000)
-    client.end(with_text)
-    client.until_event(pid, "api_request")
-    time.sleep(0.5)
+    pid = client.spawn(TALK, "!& !delay 1\n!say " + "word " * 200, interactive=True)
+    said = client.call("events.read", after_seq=0, pids=[pid], types=["text"], wait_ms=60_000)
+    assert said["events"]
     client.signal(pid, "INT")
     client.rests(pid)
     kept = texts(client.history(pid))[-1]
@@ -426,24 +427,28 @@ def test_hup_reads_the_program_file_again(client, tmp_path, strict):
     assert len(client.history(pid)) == 6
 
 
-def test_xcpu_asks_for_one_last_turn(client, strict):
+def test_xcpu_asks_for_one_last_turn(client, strict, tmp_path):
     """The model is asked to hand back what it has, with the same tools; then 152."""
-    pid = client.spawn(BASH, "!bash sleep 0.3\n!bash echo again\n!say never")
+    go = tmp_path / "go"
+    pid = client.spawn(BASH, f"!bash {until_there(go)}\n!bash echo again\n!say never")
     client.until_wchan(pid, "tool:bash")
     client.signal(pid, "XCPU")
+    go.touch()
     assert client.wait(pid)["status"] == 152
     assert "last turn" in texts(client.history(pid))[-2]
     bodies = strict.bodies()
     assert len({body[: body.index('"messages"')] for body in bodies}) == 1
 
 
-def test_xcpu_answers_the_calls_of_the_last_turn(client):
+def test_xcpu_answers_the_calls_of_the_last_turn(client, tmp_path):
     """Tools are not run in it."""
     again = "A limit"  # the text of the last turn has no script, so the system prompt's is played
     system = "<script>\n!bash echo no >> ran\n</script>"
-    pid = client.spawn(program("bash", prompt={"system": system}), f"!bash sleep 0.3\n{again}")
+    go = tmp_path / "go"
+    pid = client.spawn(program("bash", prompt={"system": system}), f"!bash {until_there(go)}\n{again}")
     client.until_wchan(pid, "tool:bash")
     client.signal(pid, "XCPU")
+    go.touch()
     assert client.wait(pid)["status"] == 152
     assert "not run" in client.result(pid).lower()
 
@@ -476,18 +481,23 @@ def test_a_tree_signal_reaches_every_descendant(client):
 # --- across a restart -------------------------------------------------------------------------------
 
 
-def test_stopped_stays_stopped_and_the_rest_goes_on(fresh):
+def test_stopped_stays_stopped_and_the_rest_goes_on(fresh, strict):
     """After kill -9 the stopped process waits for CONT, the running one ends by itself."""
     fresh.start()
     with fresh.client() as client:
-        stopped = client.spawn(BASH, "!bash sleep 0.2\n!say after", cwd=str(fresh.work))
+        go = fresh.work / "go"
+        stopped = client.spawn(BASH, f"!bash {until_there(go)}\n!say after")
         client.until_wchan(stopped, "tool:bash")
         client.signal(stopped, "STOP")
-        runs = client.spawn(TALK, "!sleep 0.5\n!say asked again")
+        go.touch()
+        client.until_wchan(stopped, "-")
         ended = client.spawn(TALK, "!say over")
         client.wait(ended)
-        client.until_wchan(runs, "api")
-    fresh.restart()
+        with strict.held():
+            runs = client.spawn(TALK, "!say asked again")
+            client.until_wchan(runs, "api")
+            fresh.kill()
+    fresh.start()
     with fresh.client() as client:
         assert client.get(stopped)["stat"] == "T"
         assert client.wait(runs)["message"] == "asked again"
@@ -512,13 +522,13 @@ def test_a_resting_process_rests_after_a_restart_too(fresh, strict):
         assert len(strict.requests()) == asked + 1
 
 
-def test_a_stop_of_the_daemon_is_a_crash_with_manners(fresh):
+def test_a_stop_of_the_daemon_is_a_crash_with_manners(fresh, strict):
     """SIGTERM: exit 0; what was running goes on at the next start."""
     fresh.start()
-    with fresh.client() as client:
-        pid = client.spawn(BASH, "!sleep 0.4\n!say resumed")
+    with strict.held(), fresh.client() as client:
+        pid = client.spawn(BASH, "!say resumed")
         client.until_wchan(pid, "api")
-    assert fresh.stop() == 0
+        assert fresh.stop() == 0
     assert not Path(fresh.socket).exists()
     fresh.start()
     with fresh.client() as client:
@@ -615,11 +625,11 @@ def test_run_gives_its_result(client):
     assert "status" not in result
 
 
-def test_run_that_times_out_stops_only_the_waiting(client):
+def test_run_that_times_out_stops_only_the_waiting(client, strict):
     """The run goes on."""
     pid = client.spawn(TALK, interactive=True)
-    with refused("ETIMEDOUT"):
-        client.run(pid, "!sleep 0.3\n!say late", timeout_ms=20)
+    with strict.held(), refused("ETIMEDOUT"):
+        client.run(pid, "!say late", timeout_ms=20)
     client.until(pid, lambda row: row["turns"] == 1)
     assert client.rests(pid)["run"]["message"] == "late"
 

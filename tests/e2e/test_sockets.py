@@ -125,23 +125,24 @@ def test_replies_that_wait_hold_no_others_up(client):
     assert client.end(waiting)["procs"][0]["status"] == 143
 
 
-def test_cancel_ends_the_waiting_and_nothing_else(client):
+def test_cancel_ends_the_waiting_and_nothing_else(client, strict):
     """The request is answered with ECANCELED; the run goes on."""
     pid = client.spawn(TALK, interactive=True)
-    running = client.begin("proc.run", pid=pid, prompt="!sleep 0.5\n!say x")
-    client.until_wchan(pid, "api")
-    client.sock.sendall(msgpack.packb([2, "$/cancel", [running]]))
-    with refused("ECANCELED"):
-        client.end(running)
+    with strict.held():
+        running = client.begin("proc.run", pid=pid, prompt="!say x")
+        client.until_wchan(pid, "api")
+        client.sock.sendall(msgpack.packb([2, "$/cancel", [running]]))
+        with refused("ECANCELED"):
+            client.end(running)
     client.until(pid, lambda row: row["turns"] == 1)
     assert client.rests(pid)["run"]["message"] == "x"
 
 
-def test_a_client_that_hangs_up_stops_nothing(client, daemon):
+def test_a_client_that_hangs_up_stops_nothing(client, daemon, strict):
     """Its process goes on."""
-    with daemon.client() as other:
+    with strict.held(), daemon.client() as other:
         pid = other.spawn(TALK, interactive=True)
-        other.begin("proc.run", pid=pid, prompt="!sleep 0.3\n!say x")
+        other.begin("proc.run", pid=pid, prompt="!say x")
         client.until_wchan(pid, "api")
     client.until(pid, lambda row: row["turns"] == 1)
 
