@@ -102,9 +102,10 @@ async def test_the_daemons_variables_are_not_passed_on(keep, weights, monkeypatc
     assert "SOME_SECRET" not in lives(weights)[0]["env"]
 
 
-async def test_one_that_ends_is_started_again_with_another_key(keep, weights, monkeypatch):
+async def test_one_that_ends_is_started_again_with_another_key(mock_clock, keep, weights, monkeypatch):
     """While it is away, who asks is told to ask again."""
-    monkeypatch.setattr(local, "PAUSES", (0.2,))
+    mock_clock.rate = 1
+    monkeypatch.setattr(local, "PAUSES", (3600.0,))
     kept = keep()
     info = await kept.up(wish(weights))
     first = kept.server().key
@@ -113,6 +114,7 @@ async def test_one_that_ends_is_started_again_with_another_key(keep, weights, mo
     with pytest.raises(ModelError, match="ended with status 137") as caught:
         kept.server()
     assert (caught.value.errno, caught.value.again) == (Errno.EHOSTUNREACH, True)
+    mock_clock.jump(3600)
     await until(lambda: kept.info().state == "up")
     assert kept.server().key != first
     assert kept.info().restarts == 1
