@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 import trio
 
 from llmprocd.tools import shell
-from llmprocd.tools.output import ToolContext, ToolError
+from llmprocd.tools.output import Output, ToolContext, ToolError
 from llmprocd.tools.spawner import Spawner
 
 NAP = str(os.getpid() * 1000 + 500)
@@ -101,10 +102,20 @@ async def test_output_that_is_no_text_stays_in_its_file(ctx):
     assert Path(answer.spool).read_bytes() == b"\xff\0\n[exit 0]"
 
 
-async def test_a_timeout_kills_and_tells_what_was_said(ctx):
+async def test_a_timeout_kills_and_tells_what_was_said(mock_clock, ctx):
     """Whatever the command started is gone, and the answer is an error that keeps the output so far."""
-    command = f"echo begun; (setsid sleep {NAP} &); sleep {NAP}"
-    answer = await shell.bash(ctx, command=command, timeout_s=0.5)
+    command = f"(setsid sleep {NAP} &); echo begun; sleep {NAP}"
+    answers: list[Output] = []
+
+    async def call() -> None:
+        answers.append(await shell.bash(ctx, command=command, timeout_s=0.5))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(call)
+        while not [path for path in spooled(ctx) if path.read_bytes()]:
+            await trio.to_thread.run_sync(time.sleep, 0.01)
+        mock_clock.jump(0.5)
+    (answer,) = answers
     assert answer.text == "begun\n[timed out after 0.5 s]"
     assert answer.is_error
     assert not naps()
