@@ -3,6 +3,7 @@
 import os
 import stat
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -100,9 +101,13 @@ async def test_the_daemons_own_process_files_are_refused(still, work, path):
 async def test_a_cancelled_read_leaves_no_spool(still, work):
     """Half a copy is removed, also when nobody waits for it any more."""
     with (work / "big").open("wb") as file:
-        file.truncate(2 << 30)
-    with trio.move_on_after(0.05):
-        await fs.read_file(still, file_path="big")
+        file.truncate(64 << 30)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(partial(fs.read_file, still, file_path="big"))
+        with trio.fail_after(20):
+            while not spooled(still):
+                await trio.sleep(0.001)
+        nursery.cancel_scope.cancel()
     with trio.fail_after(20):
         while spooled(still):
             await trio.sleep(0.01)
