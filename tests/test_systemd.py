@@ -103,9 +103,21 @@ def test_readiness_watchdog_reload_and_stop_are_told(notified):
     assert daemon.wait(timeout=20) == 0
 
 
+def connected(path: Path) -> socket.socket:
+    """A connection, as soon as somebody listens."""
+    while True:
+        sock = socket.socket(socket.AF_UNIX)
+        try:
+            sock.connect(str(path))
+        except (FileNotFoundError, ConnectionRefusedError):
+            sock.close()
+            time.sleep(0.01)
+        else:
+            return sock
+
+
 def call(path: Path, method: str, params: list[object]) -> object:
-    with socket.socket(socket.AF_UNIX) as sock:
-        sock.connect(str(path))
+    with connected(path) as sock:
         sock.sendall(msgspec.msgpack.encode([0, 1, method, params]))
         sock.shutdown(socket.SHUT_WR)
         data = b""
@@ -123,8 +135,6 @@ def test_the_first_client_starts_the_daemon(tmp_path):
     args = ["systemd-socket-activate", "-l", str(path), sys.executable, "-m", "llmprocd"]
     args += ["--state-dir", str(tmp_path / "d"), "--socket", str(path)]
     with subprocess.Popen(args, stderr=subprocess.DEVNULL) as activator:
-        while not path.exists():
-            time.sleep(0.01)
         status = call(path, "sys.status", [])
         assert isinstance(status, dict)
         assert status["pid"] == activator.pid
