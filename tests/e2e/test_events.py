@@ -82,14 +82,23 @@ def test_waiting_for_nothing_ends(client):
 
 
 def test_text_comes_as_it_is_streamed(client):
-    """To those who look; it counts when its message is there."""
+    """To those who look, while the call is under way; it counts when its message is there."""
     sub = client.call("events.subscribe", types=["text", "api_response"])["sub"]
-    pid = client.spawn(TALK, "!& !delay 0.02\n!say one two three four five")
-    client.wait(pid)
-    events = pushed(client, sub, lambda events: events[-1]["type"] == "api_response")
-    deltas = [event for event in events if event["type"] == "text"]
-    assert len(deltas) > 2
-    assert "".join(event["text"] for event in deltas) == events[-1]["text"] == "one two three four five"
+    pid = client.spawn(TALK, "!& !delay 60\n!say one two three", interactive=True)
+    (first,) = pushed(client, sub, lambda _: True)
+    assert (first["type"], first["text"].strip(), first["attempt"]) == ("text", "one", 1)
+    assert client.get(pid)["wchan"] == "api"
+    client.signal(pid, "INT")
+    assert pushed(client, sub, lambda events: len(events) == 2)[1]["text"] == "one"
+
+
+def test_what_is_streamed_is_what_was_said(client):
+    """The pieces of an answer, joined, are its message; how many there are is chance."""
+    sub = client.call("events.subscribe", types=["text", "api_response"])["sub"]
+    pid, _ = client.finish(TALK, "!say one two three four five")
+    *deltas, whole = pushed(client, sub, lambda events: events[-1]["type"] == "api_response")
+    assert {event["type"] for event in deltas} == {"text"}
+    assert "".join(event["text"] for event in deltas) == whole["text"] == "one two three four five"
     assert {event["attempt"] for event in deltas} == {1}
     assert "text" not in client.types(pid) or client.types(pid).count("text") == len(deltas)
 
