@@ -6,12 +6,12 @@ import os
 import pty
 import re
 import select
-import signal
 import subprocess
 import termios
 import time
 
 import pytest
+from prockit import ignore_interrupts, interrupt
 
 from llmprocctl import talk
 
@@ -155,12 +155,11 @@ def test_timeout(ctl, daemon, sent):
 def test_interrupts_escalate(ctl, daemon, sent):
     """INT, TERM, KILL; the process's status is the exit status."""
     daemon.play = lambda *_: None
-    running = ctl.start("run", "-n", "deaf", "x")
-    until(lambda: sent("proc.wait"))
-    running.send_signal(signal.SIGINT)
+    running = ctl.start("run", "-n", "deaf", "x", preexec_fn=ignore_interrupts)
+    interrupt(running)
     until(lambda: sent("proc.signal"))
     assert running.poll() is None
-    running.send_signal(signal.SIGINT)
+    interrupt(running)
     running.communicate(timeout=30)
     assert [call["signal"] for call in sent("proc.signal")] == ["INT", "TERM"]
     assert running.returncode == 143
@@ -168,9 +167,8 @@ def test_interrupts_escalate(ctl, daemon, sent):
 
 def test_one_interrupt_ends_a_process_that_minds(ctl, daemon, sent):
     """Exit 130."""
-    running = ctl.start("run", "-n", "--json", "stuck", "x")
-    until(lambda: sent("proc.wait"))
-    running.send_signal(signal.SIGINT)
+    running = ctl.start("run", "-n", "--json", "stuck", "x", preexec_fn=ignore_interrupts)
+    interrupt(running)
     running.communicate(timeout=30)
     assert running.returncode == 130
 
@@ -238,9 +236,8 @@ def test_attach_shows_and_sends(ctl, daemon, sent):
 def test_attach_sends_int(ctl, daemon, sent):
     """^C goes to the process, and the end of the process ends attach with its status, uncollected."""
     daemon.add("chat", pid=7)
-    watching = ctl.start("attach", "7")
-    until(lambda: sent("proc.wait"))
-    watching.send_signal(signal.SIGINT)
+    watching = ctl.start("attach", "7", preexec_fn=ignore_interrupts)
+    interrupt(watching)
     out, _ = watching.communicate(timeout=30)
     assert watching.returncode == 130
     assert b"exit 130: signal INT" in out

@@ -3,6 +3,7 @@
 Law: nothing a user types, and nowhere he starts the daemon, ends in a traceback.
 """
 
+import contextlib
 import errno
 import json
 import os
@@ -16,9 +17,10 @@ from pathlib import Path
 
 import pytest
 from e2ekit import PATIENCE, Daemon, program, refused, toml
+from prockit import ignore_interrupts, interrupt
 
 DEMO = "demo"
-SLOW = "!delay 0.5\n!say one two three four five six seven eight nine ten eleven twelve"
+SLOW = "!delay 60\n!say one two three four five six seven eight nine ten eleven twelve"
 
 
 class Ctl:
@@ -28,7 +30,7 @@ class Ctl:
         self.env = daemon.environment(LLMPROC_SOCKET=daemon.socket, LLMPROC_NO_AUTOSTART="1")
         self.cwd = daemon.work
 
-    def start(self, *words, stdin=subprocess.DEVNULL, **env):
+    def start(self, *words, stdin=subprocess.DEVNULL, preexec_fn=None, **env):
         return subprocess.Popen(
             [sys.executable, "-m", "llmprocctl", *words],
             stdin=stdin,
@@ -36,6 +38,7 @@ class Ctl:
             stderr=subprocess.PIPE,
             env=self.env | env,
             cwd=self.cwd,
+            preexec_fn=preexec_fn,  # noqa: PLW1509
         )
 
     def __call__(self, *words, stdin=None, **env):
@@ -328,18 +331,33 @@ def test_no_autostart_is_a_reason_that_is_given(tmp_path, daemon):
 # --- hard ends --------------------------------------------------------------------------------------
 
 
-def test_whoever_watches_a_daemon_that_dies_is_told(fresh):
+def is_connected(pid):
+    """Whether a process has a connection to a Unix socket."""
+    rows = [line.split() for line in Path("/proc/net/unix").read_text().splitlines()[1:]]
+    connected = {f"socket:[{row[6]}]" for row in rows if row[5] == "03"}
+    held = set()
+    for fd in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            held.add(str(fd.readlink()))
+    return not held.isdisjoint(connected)
+
+
+def test_whoever_watches_a_daemon_that_dies_is_told(fresh, strict):
     """run, attach, wait and logs -f end with 125; the process is there when the daemon is back."""
     fresh.start()
     ctl = Ctl(fresh)
-    with fresh.client() as client:
-        pid = client.spawn(DEMO, SLOW)
+    path = fresh.work / "talk.toml"
+    path.write_text(toml(program()))
+    with strict.held(), fresh.client() as client:
+        pid = client.spawn(str(path), "!say one two")
         client.until_wchan(pid, "api")
         watching = [ctl.start(*words, str(pid)) for words in (["attach"], ["wait"], ["logs", "-f"])]
-        running = ctl.start("run", DEMO, SLOW)
+        running = ctl.start("run", str(path), "!say one two")
         client.until_event(pid + 1, "api_request")
-        time.sleep(1.0)  # for all of them to be there; too short makes this test pass less, not fail
-    fresh.kill()
+        for child in watching:
+            while not is_connected(child.pid):
+                time.sleep(0.01)
+        fresh.kill()
     for child in watching:
         _, err = child.communicate(timeout=PATIENCE)
         assert (child.returncode, b"went away" in err) == (125, True), (child.args, err)
@@ -353,10 +371,10 @@ def test_whoever_watches_a_daemon_that_dies_is_told(fresh):
 def test_the_first_interrupt_of_run_is_int(ctl, client):
     """The first ^C is INT: what was streamed is kept, and the status is 130."""
     client.call("events.subscribe", types=["text"])
-    child = ctl.start("run", "--json", DEMO, SLOW)
+    child = ctl.start("run", "--json", DEMO, SLOW, preexec_fn=ignore_interrupts)
     while not client.notices:
         client.receive()
-    child.send_signal(signal.SIGINT)
+    interrupt(child)
     out, _ = child.communicate(timeout=PATIENCE)
     result = json.loads(out)
     assert (child.returncode, result["status"], result["stop_reason"]) == (130, 130, "interrupted")
