@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from typing import Any
 
-_WRITES = 1 << 16
-
 
 def is_terminal() -> bool:
     """Whether a person reads stdout."""

@@ -45,7 +45,7 @@ from llmprocd.tools.spawner import Spawner, SpawnerError
 
 _log = logging.getLogger("llmprocd")
 
-GRACE_S = 2.0
+GRACE_S = 0.05
 """How long connections have to end when the daemon stops."""
 
 
@@ -282,7 +282,7 @@ class Daemon:
     def _stop(self, nursery: trio.Nursery) -> None:
         _log.info("stopping")
         self.notifier.tell("STOPPING=1")
-        nursery.cancel_scope.deadline = trio.current_time() + 0.05
+        nursery.cancel_scope.deadline = trio.current_time() + GRACE_S
 
     async def _signals(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as arrived:

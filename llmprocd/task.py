@@ -489,8 +489,7 @@ def leave(m: Machine, p: Proc, node: Node, calls: Sequence[ToolUse]) -> None:
             finish(m, p, node, call, outcome.Shaped(text=str(error), is_error=True))
         return
     bye = [ToolResult(call.id, f"exiting with status {args.status}") for call in calls]
-    run = now.run
     now = now.moved(proc.answer(k, now, node, "Not run.", results=bye))
-    k.put(proc.end_run(k, msgspec.structs.replace(now, run=run), "exit", verdict=args.status, rest=True))
+    k.put(proc.end_run(k, now, "exit", verdict=args.status, rest=True))
     proc.exit_(k, now.pid, args.status, farewell=args.message, reason="exit")
     m.commit("exit_tool")

@@ -401,9 +401,8 @@ def last_turn(k: Kernel, pid: Pid) -> Proc:
     p = k.proc(pid)
     if p.last_turn is not LastTurn.DUE or p.at is not At.USER:
         return p
-    run = p.run
-    p = replace(p.moved(history.user_node(k, p.head, LAST_TURN)), run=run, last_turn=LastTurn.ASKED)
-    return k.put(p)
+    said = history.user_node(k, p.head, LAST_TURN)
+    return k.put(replace(p.moved(said), last_turn=LastTurn.ASKED))
 
 
 # --- tools ------------------------------------------------------------------------------------------
