@@ -24,8 +24,7 @@ from typing import Any, Self
 import msgspec
 
 from llmprocd.abi.errno import Errno, KernelError
-from llmprocd.kernel import history
-from llmprocd.kernel.state import Image, Node, ToolResult
+from llmprocd.kernel.state import Image, Node
 
 _CACHED = {"type": "ephemeral"}
 _OWN = frozenset(
@@ -156,16 +155,6 @@ def with_max_tokens(prefix: bytes, old: int, new: int) -> bytes:
     before, found, after = prefix.partition(b'"max_tokens":%d' % old)
     assert found, "a request without max_tokens"
     return b'%b"max_tokens":%d%b' % (before, new, after)
-
-
-def user_text(text: str) -> bytes:
-    """A user's words as content of a message; b"" for a blank text, which the API refuses."""
-    return history.text_block(text) if text.strip() else b""
-
-
-def tool_results(results: Sequence[ToolResult]) -> bytes:
-    """The answers to a message that asked for tools, as content of the next one."""
-    return b",".join(map(history.result_block, results))
 
 
 class Transcript:

@@ -115,12 +115,6 @@ def fresh(program: Program) -> bool:
     return all(_same(stamp) for stamp in program.stamps)
 
 
-def preloaded(paths: Sequence[str], folder: str) -> tuple[Texts, tuple[str, ...]]:
-    """Files for a `<preload>` block, and a warning for each that cannot be read."""
-    found, warnings, _ = _texts(paths, folder)
-    return found, tuple(text for _, text in warnings)
-
-
 # --- finding ----------------------------------------------------------------------------------------
 
 

@@ -47,7 +47,6 @@ def image(
     cwd: str,
     prefix: PrefixMaker,
     env: Mapping[str, str] | None = None,
-    preload: Sequence[tuple[str, str]] = (),
 ) -> Image:
     """A program made ready to run.
 
@@ -57,7 +56,6 @@ def image(
         cwd: of the process.
         prefix: encodes what precedes the messages, and what follows them.
         env: of the process; only variables that the program names are told.
-        preload: labels and texts beside the program's own.
 
     Raises:
         KernelError: ENOEXEC when the provider is one that cannot run here.
@@ -67,7 +65,7 @@ def image(
     specs = offered(program, catalog)
     tools = tuple(_name(spec, catalog) for spec in specs)
     schemas = [_schema(spec, catalog[spec.tool], program.links) for spec in specs]
-    system = system_prompt(program, tools, cwd, env or {}, preload)
+    system = system_prompt(program, tools, cwd, env or {})
     head, tail = prefix(program.model, program.parameters, system, schemas, program.caching)
     return Image(
         program=program.name,
@@ -110,19 +108,13 @@ def offered(program: Program, catalog: Mapping[str, Offer]) -> tuple[ToolSpec, .
     return program.tools
 
 
-def system_prompt(
-    program: Program,
-    tools: Sequence[ToolName],
-    cwd: str,
-    env: Mapping[str, str],
-    preload: Sequence[tuple[str, str]] = (),
-) -> str:
+def system_prompt(program: Program, tools: Sequence[ToolName], cwd: str, env: Mapping[str, str]) -> str:
     """The whole system prompt; "" when there is nothing to say."""
     parts = [
         program.system,
         _environment(program, cwd, env),
         _descriptors(program.paging, {tool.tool: tool.name for tool in tools}),
-        _preload((*program.preload, *preload)),
+        _preload(program.preload),
     ]
     return "\n\n".join(part for part in parts if part)
 

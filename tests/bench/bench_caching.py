@@ -18,8 +18,9 @@ sys.path[:0] = [str(Path(__file__).parents[1] / "e2e"), str(Path(__file__).paren
 from e2ekit import Client, Daemon, Strict, program, script, use  # noqa: E402
 
 from llmprocd.abi.types import MessageId  # noqa: E402
+from llmprocd.kernel.history import text_block  # noqa: E402
 from llmprocd.kernel.state import Image, Node  # noqa: E402
-from llmprocd.model.body import Transcript, prefix, user_text  # noqa: E402
+from llmprocd.model.body import Transcript, prefix  # noqa: E402
 
 RULES = "Obey this rule, and the ones before it. " * 100
 TOOLS = program("bash", "calculator", "fork", prompt={"system": RULES})
@@ -78,7 +79,7 @@ def shares() -> list[tuple[str, float, int]]:
 
 
 def path(messages: int) -> list[Node]:
-    body = user_text("The quick brown fox. " * 50)
+    body = text_block("The quick brown fox. " * 50)
     kinds = ("user", "assistant")
     return [Node(MessageId(i), None, kinds[i % 2], body, model="m", text=i % 2 == 0) for i in range(messages)]
 

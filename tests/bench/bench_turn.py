@@ -14,9 +14,10 @@ import msgspec
 import trio
 
 from llmprocd.abi.types import MessageId
+from llmprocd.kernel.history import text_block
 from llmprocd.kernel.state import Image, Node
 from llmprocd.model.anthropic import Anthropic
-from llmprocd.model.body import Transcript, prefix, user_text
+from llmprocd.model.body import Transcript, prefix
 from llmprocd.model.sse import Turn
 
 MODEL = "claude-sonnet-5-5"
@@ -75,7 +76,7 @@ class Chunks(httpx2.AsyncByteStream):
 
 
 def path(length: int) -> list[Node]:
-    body = user_text(WORDS)
+    body = text_block(WORDS)
     return [Node(MessageId(i), None, ("user", "assistant")[i % 2], body, model=MODEL) for i in range(length)]
 
 

@@ -14,13 +14,14 @@ from functools import partial
 import httpx2
 import pytest
 import trio
+from bodykit import tool_results, user_text
 
 from llmprocd.abi.errno import Errno
 from llmprocd.abi.types import MessageId, ToolUseId
 from llmprocd.kernel.state import Image, Node, ToolResult
 from llmprocd.model import script_http
 from llmprocd.model.anthropic import Anthropic, Pieces, retry_after
-from llmprocd.model.body import Transcript, counted, prefix, thread, tool_results, user_text
+from llmprocd.model.body import Transcript, counted, prefix, thread
 from llmprocd.model.pool import Pool
 from llmprocd.model.protocol import ModelError
 from llmprocd.model.script import Engine

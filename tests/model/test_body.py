@@ -4,6 +4,7 @@ import itertools
 import json
 
 import pytest
+from bodykit import tool_results, user_text
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
@@ -12,7 +13,7 @@ from llmprocd.abi.errno import Errno, KernelError
 from llmprocd.abi.types import MessageId, ToolUseId
 from llmprocd.kernel import proc
 from llmprocd.kernel.state import Image, Node, ToolResult
-from llmprocd.model.body import Transcript, changed, counted, diagnostics, prefix, tool_results, user_text
+from llmprocd.model.body import Transcript, changed, counted, diagnostics, prefix
 
 THINKS = b'{"type":"thinking","thinking":"hm","signature":"s"}'
 REDACTED = b'{"type":"redacted_thinking","data":"x"}'
@@ -126,9 +127,8 @@ def test_a_transcript_is_for_one_model():
         Transcript("m").pieces(image("n"))
 
 
-def test_blank_text_and_no_messages():
-    """Nothing blank is sent, and an empty path is an empty list."""
-    assert user_text(" \n") == b""
+def test_no_content_and_no_messages():
+    """Nothing empty is sent, and an empty path is an empty list."""
     assert messages() == []
     assert messages(node("user", b"")) == []
 

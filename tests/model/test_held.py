@@ -2,9 +2,11 @@
 
 import json
 
+from bodykit import tool_results, user_text
+
 from llmprocd.abi.types import ImageId, MessageId, Pid
 from llmprocd.kernel.state import Image, Node, Proc, Reply, ToolResult
-from llmprocd.model.body import Transcript, is_threaded, prefix, thread, tool_results, user_text
+from llmprocd.model.body import Transcript, is_threaded, prefix, thread
 from llmprocd.model.threads import LIFETIME, Threads
 
 TOOLS = [{"name": "bash", "description": "runs", "input_schema": {"type": "object"}}]

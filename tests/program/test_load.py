@@ -563,15 +563,6 @@ def test_preloads_of_one_name_stay_apart(folder):
     assert found.preload == (("a/n.md", "1"), ("b/n.md", "2"))
 
 
-def test_preloads_can_be_added_by_a_caller(folder):
-    """As `spawn` does with additional_preload_files."""
-    write(folder, "1", "n.md")
-    assert load.preloaded(["n.md", "x"], folder) == (
-        (("n.md", "1"),),
-        ("x is left out: No such file or directory",),
-    )
-
-
 def test_all_variables_are_six(folder):
     """A text may stand for a list, and `all` for every name."""
     assert program(folder, MODEL + '[env_info]\nvariables = "all"\n').variables == schema.VARIABLES

@@ -27,9 +27,9 @@ def encode(model, parameters, system, tools, caching):
     return msgspec.json.encode(told), b"]}"
 
 
-def make(*, env=None, preload=(), cwd="/w", **fields) -> Image:
+def make(*, env=None, cwd="/w", **fields) -> Image:
     program = Program(name="p", provider="script", model="m", **fields)
-    return prompt.image(program, CATALOG, cwd=cwd, prefix=encode, env=env, preload=preload)
+    return prompt.image(program, CATALOG, cwd=cwd, prefix=encode, env=env)
 
 
 def sent(made: Image):
@@ -249,13 +249,11 @@ def test_a_preload_cannot_end_its_own_frame():
     assert text == '<preload_1>\n<file_1 path="n">\na</file>b</preload>c\n</file_1>\n</preload_1>'
 
 
-def test_a_caller_may_add_preloads():
-    """They come after the program's own."""
-    text = system(paging=OFF, system="S", preload=(("x", "2"),))
-    program = Program(name="p", provider="script", model="m", paging=OFF, preload=(("n", "1"),))
-    both = prompt.image(program, CATALOG, cwd="/", prefix=encode, preload=(("x", "2"),))
-    assert text == 'S\n\n<preload>\n<file path="x">\n2\n</file>\n</preload>'
-    assert sent(both)["system"].index('path="n"') < sent(both)["system"].index('path="x"')
+def test_preloads_stand_in_their_order():
+    """One below the other, in one block."""
+    text = system(paging=OFF, system="S", preload=(("n", "1"), ("a", "2")))
+    files = '<file path="n">\n1\n</file>\n<file path="a">\n2\n</file>'
+    assert text == f"S\n\n<preload>\n{files}\n</preload>"
 
 
 def test_a_file_on_disk_becomes_an_image(tmp_path):
