@@ -79,8 +79,7 @@ async def allowed(m: Machine, p: Proc, image: Image, transcript: Transcript, out
 
 def needed(m: Machine, image: Image, transcript: Transcript, out: Outgoing) -> Need:
     """What a request may use at most."""
-    answer = transcript.answer
-    known = window.total(answer.usage) if answer is not None and answer.usage is not None else 0
+    known = window.after(transcript.answer)
     unknown = transcript.since if known else out.size
     return priced(m, image, max(known - (-unknown // BYTES), out.size // LEAST_PART))
 

@@ -15,7 +15,6 @@ import msgspec
 import trio
 
 from llmprocd.abi.errno import Errno
-from llmprocd.abi.types import Usage
 from llmprocd.kernel import proc
 from llmprocd.kernel.cached import Sent
 from llmprocd.kernel.state import At, Image, Node, Proc
@@ -62,14 +61,9 @@ def size(m: Machine, image: Image) -> int | None:
     return m.config.windows.get(image.model) or m.windows.of(endpoint(image), image.model)
 
 
-def total(usage: Usage) -> int:
-    """The tokens of a conversation after an answer."""
-    return (
-        usage.input_tokens
-        + usage.cache_read_input_tokens
-        + usage.cache_creation_input_tokens
-        + usage.output_tokens
-    )
+def after(answer: Node | None) -> int:
+    """The tokens of a conversation after an answer, as the endpoint counted them; 0 if it did not."""
+    return answer.usage.total if answer is not None and answer.usage is not None else 0
 
 
 def bytes_per_token(p: Proc) -> float:
@@ -80,10 +74,9 @@ def bytes_per_token(p: Proc) -> float:
 
 def estimate(p: Proc, image: Image, transcript: Transcript) -> int:
     """Tokens of the next request."""
-    answer = transcript.answer
-    known = total(answer.usage) if answer is not None and answer.usage is not None else 0
-    unknown = transcript.since if known else len(image.prefix) + len(transcript)
-    return known + round(unknown / bytes_per_token(p))
+    counted = after(transcript.answer)
+    unknown = transcript.since if counted else len(image.prefix) + len(transcript)
+    return counted + round(unknown / bytes_per_token(p))
 
 
 async def tokens_at(m: Machine, p: Proc, node: Node | None) -> int:
@@ -92,8 +85,7 @@ async def tokens_at(m: Machine, p: Proc, node: Node | None) -> int:
     while node is not None and node.usage is None:
         unseen += len(node.body)
         node = await m.node(node.parent) if node.parent is not None else None
-    known = total(node.usage) if node is not None and node.usage is not None else 0
-    return known + round(unseen / bytes_per_token(p))
+    return after(node) + round(unseen / bytes_per_token(p))
 
 
 # --- before a request -------------------------------------------------------------------------------

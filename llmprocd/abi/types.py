@@ -62,6 +62,16 @@ class Usage(msgspec.Struct, frozen=True):
     cache_read_input_tokens: int = 0
     cache_creation_input_tokens: int = 0
 
+    @property
+    def prompt(self) -> int:
+        """Tokens that were read, from the cache or not."""
+        return self.input_tokens + self.cache_read_input_tokens + self.cache_creation_input_tokens
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.prompt + self.output_tokens
+
     def __add__(self, other: "Usage") -> "Usage":
         return Usage(
             self.input_tokens + other.input_tokens,

@@ -39,7 +39,7 @@ def note(sent: Sent, reply: Reply, now: float) -> LastCall:
         image=sent.image,
         head=sent.head,
         sent=sent.size,
-        prompt=usage.input_tokens + read + written,
+        prompt=usage.prompt,
         read=read,
         written=written,
         expected=_left(sent.before),

@@ -316,7 +316,6 @@ def _over(p: Proc) -> Proc:
 
 def _account(k: Kernel, p: Proc, reply: Reply) -> Proc:
     usage = reply.usage
-    seen = usage.input_tokens + usage.cache_read_input_tokens + usage.cache_creation_input_tokens
     k.emit(
         "api_response",
         p.pid,
@@ -327,7 +326,7 @@ def _account(k: Kernel, p: Proc, reply: Reply) -> Proc:
     return replace(
         _billed(p, usage, reply.cost),
         turns=p.turns + 1,
-        context_tokens=seen + usage.output_tokens,
+        context_tokens=usage.total,
         run=replace(p.run, api_calls=p.run.api_calls + 1, usage=p.run.usage + usage),
     )
 

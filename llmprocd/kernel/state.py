@@ -366,9 +366,7 @@ class Proc(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     @property
     def used(self) -> Use:
         """What it has used itself, and those below it that are removed."""
-        usage = self.usage
-        tokens = usage.input_tokens + usage.output_tokens
-        tokens += usage.cache_read_input_tokens + usage.cache_creation_input_tokens
+        tokens = self.usage.total
         own = Use(self.turns, tokens, self.cost, self.unpriced, int(self.live), self.made, self.made_bytes)
         return own if self.gone is NOTHING else own + self.gone
 

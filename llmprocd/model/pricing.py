@@ -124,7 +124,7 @@ def cost(rate: Price | None, reply: Reply) -> int | None:
     usage = reply.usage
     if rate is None or usage == Usage():
         return None
-    rate = rate.of(usage.input_tokens + usage.cache_read_input_tokens + usage.cache_creation_input_tokens)
+    rate = rate.of(usage.prompt)
     if reply.searches and rate.search is None:
         return None
     long_lived = min(reply.written_1h, usage.cache_creation_input_tokens)
