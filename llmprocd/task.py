@@ -276,8 +276,8 @@ def sort(image: Image, p: Proc, asks: Sequence[ToolUse]) -> Asked:
     plain: list[ToolUse] = []
     for call in asks:
         tool = image.tool(call.name)
-        allowed = tool is not None and tool.access <= p.access and not call.broken
-        last.get(tool.tool, plain).append(call) if tool and allowed else plain.append(call)
+        kind = tool.tool if tool is not None and not refused(image, p, call) else ""
+        last.get(kind, plain).append(call)
     return Asked(tuple(plain), tuple(last["fork"]), tuple(last["goto"]), tuple(last["exit"]))
 
 
@@ -286,7 +286,7 @@ def ids_with_effects(image: Image, p: Proc, asks: Sequence[ToolUse]) -> list[Too
     found: list[ToolUseId] = []
     for call in asks:
         tool = image.tool(call.name)
-        if tool and tool.access <= p.access and not call.broken and toolbox.has_effects(tool.tool):
+        if tool is not None and not refused(image, p, call) and toolbox.has_effects(tool.tool):
             found.append(call.id)
     return found
 

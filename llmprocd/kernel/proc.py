@@ -622,9 +622,8 @@ def goto(
 def _moved_away(k: Kernel, p: Proc, node: Node) -> Proc:
     if step.running(p):
         p = end_run(k, p, "goto")
-    tips = p.tips if p.head is None or p.head in p.tips else (*p.tips, p.head)
     told = LastTurn.DUE if p.last_turn is LastTurn.ASKED else p.last_turn  # what it was told is left behind
-    p = replace(p.moved(node), rest=True, tips=tips, last_turn=told)
+    p = replace(p.moved(node), rest=True, tips=_tips(p), last_turn=told)
     return replace(p, epoch=p.epoch + 1, verdict=0, reason="")
 
 
@@ -632,10 +631,14 @@ def goto_model(k: Kernel, p: Proc, node: Node, framed: str, tokens: int | None =
     """The model travels in time: the head moves, and the run goes on from there with its message."""
     settled(p, node, Errno.EINVAL)
     k.emit("goto", p.pid, old_head=f"m{p.head}", head=f"m{node.id}")
-    tips = (*p.tips, p.head) if p.head is not None and p.head not in p.tips else p.tips
     said = history.user_node(k, node.id, framed, marked=k.image(p).offers("goto"))
     size = p.context_tokens if tokens is None else tokens
-    return k.put(replace(p.moved(said), tips=tips, epoch=p.epoch + 1, context_tokens=size))
+    return k.put(replace(p.moved(said), tips=_tips(p), epoch=p.epoch + 1, context_tokens=size))
+
+
+def _tips(p: Proc) -> tuple[MessageId, ...]:
+    """The roots of a process's branches once its head has left this one."""
+    return p.tips if p.head is None or p.head in p.tips else (*p.tips, p.head)
 
 
 def exec_(k: Kernel, pid: int, image: Image) -> Proc:
