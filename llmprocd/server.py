@@ -29,9 +29,6 @@ from llmprocd.abi import wire
 from llmprocd.abi.errno import Errno, KernelError
 from llmprocd.abi.wire import Answer
 
-MAX_IN_FLIGHT: Final = 128
-"""Requests of one connection that may wait at a time, and replies that may wait for the disk."""
-
 HIGH_WATER: Final = 1 << 20
 """Unsent bytes of one connection above which nothing more is read from it."""
 
@@ -236,7 +233,7 @@ async def _read(conn: Connection, caller: Caller) -> bool:
 
 
 def _is_full(conn: Connection) -> bool:
-    return conn.unsent > HIGH_WATER or len(conn.held) >= MAX_IN_FLIGHT
+    return conn.unsent > HIGH_WATER or len(conn.held) >= wire.MAX_IN_FLIGHT
 
 
 async def _room(conn: Connection) -> None:
@@ -295,8 +292,8 @@ async def _in_turn(conn: Connection, caller: Caller, msgid: int, call: Awaitable
 def _check_in_flight(conn: Connection, msgid: int) -> None:
     if msgid in conn.waiting or msgid in conn.held_ids:
         raise KernelError(Errno.EEXIST, f"msgid {msgid} is in use")
-    if len(conn.waiting) >= MAX_IN_FLIGHT:
-        raise KernelError(Errno.ENOBUFS, f"{MAX_IN_FLIGHT} requests of this connection are in flight")
+    if len(conn.waiting) >= wire.MAX_IN_FLIGHT:
+        raise KernelError(Errno.ENOBUFS, f"{wire.MAX_IN_FLIGHT} requests of this connection are in flight")
 
 
 async def _wait(

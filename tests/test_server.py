@@ -15,6 +15,7 @@ import trio
 import trio.testing
 
 from llmprocd import listen, server
+from llmprocd.abi import wire
 from llmprocd.abi.errno import Errno, KernelError
 from llmprocd.abi.wire import Answer
 
@@ -404,7 +405,7 @@ async def test_replies_that_wait_for_the_disk_stop_the_reading(peer, door):
     """A stalled disk is not answered by taking in more work without end."""
     await peer.send(b"".join(ask(i, "commit", data=i) for i in range(500)))
     await settle()
-    assert len(door.done) == server.MAX_IN_FLIGHT
+    assert len(door.done) == wire.MAX_IN_FLIGHT
     door.sync(500)
     assert await peer.reads(500) == [[1, i, None, i] for i in range(500)]
 

@@ -25,6 +25,9 @@ MAX_REQUEST: Final = 1 << 20
 MAX_DEPTH: Final = 32
 """How deep arrays and maps of a frame may nest: some decoders recurse, and so may ours."""
 
+MAX_IN_FLIGHT: Final = 128
+"""Requests of one connection that may wait at a time, and replies that may wait for the disk."""
+
 Shape: TypeAlias = Literal["array", "nvim", "string"]
 """How a connection wants its errors (`hello`)."""
 

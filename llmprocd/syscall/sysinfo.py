@@ -3,24 +3,31 @@
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from operator import attrgetter
+from typing import get_args
 
 import msgspec
 import trio
 
 from llmprocd import __version__
-from llmprocd.abi import calls
+from llmprocd.abi import calls, wire
 from llmprocd.abi.errno import Errno, KernelError
 from llmprocd.abi.events import TYPES, Event
 from llmprocd.abi.types import Access, Usage
 from llmprocd.kernel import access as ceilings
 from llmprocd.kernel.state import NOTHING, Use
 from llmprocd.machine import Machine
+from llmprocd.syscall import sysfile
 from llmprocd.syscall.caller import Caller, require, require_user
 
 PROTO = 1
 CAPS = ("cancel", "events.subscribe", "fd.read.wait", "request_id")
-LIMITS = {"request": 1 << 20, "chunk": 262_144, "inflight": 128, "depth": 32}
-SHAPES = ("array", "nvim", "string")
+LIMITS = {
+    "request": wire.MAX_REQUEST,
+    "chunk": sysfile.CHUNK,
+    "inflight": wire.MAX_IN_FLIGHT,
+    "depth": wire.MAX_DEPTH,
+}
+SHAPES = get_args(wire.Shape)
 
 
 def sys_hello(m: Machine, caller: Caller, call: calls.Hello) -> calls.Greeting:
