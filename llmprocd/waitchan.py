@@ -1,7 +1,7 @@
 """sleep(chan) and wakeup(chan): the one way in which anybody waits for anything in here.
 
-A channel is any hashable value: ("exit", 7), ("events",). Law: a sleeper that checks its condition, finds
-it false, and sleeps without an await between, misses no wakeup.
+A channel is any hashable value: "events", ("proc", 7), ("limit", 7), ("file", 3). Law: a sleeper that checks
+its condition, finds it false, and sleeps without an await between, misses no wakeup.
 """
 
 from collections.abc import Hashable
@@ -37,6 +37,3 @@ class WaitChan:
         """Wake everybody who sleeps on a channel."""
         for event in self._sleepers.get(chan, ()):
             event.set()
-
-    def sleepers(self, chan: Hashable) -> int:
-        return len(self._sleepers.get(chan, ()))

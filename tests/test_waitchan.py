@@ -21,7 +21,7 @@ async def test_a_wakeup_wakes_all_who_sleep_on_the_channel_and_no_others(autojum
             nursery.start_soon(sleeper, name, ("exit", 7))
         nursery.start_soon(sleeper, "other", ("exit", 8))
         await trio.testing.wait_all_tasks_blocked()
-        assert chans.sleepers(("exit", 7)) == 3
+        assert len(chans._sleepers["exit", 7]) == 3
         chans.wakeup(("exit", 7))
         await trio.testing.wait_all_tasks_blocked()
         assert sorted(log) == [0, 1, 2]
