@@ -267,6 +267,7 @@ class Machine:
             waiter.note(proc)
         self._forget(pid)
         self.fresh.pop(pid, None)
+        self.threads.end(pid)
         if pid in self._alarms:
             self._alarms[pid].cancel(reason="the process ended")
         self.background(self.spawner.kill_all, pid)

@@ -72,6 +72,12 @@ class Threads:
         """A conversation is not held any more, or not as the process has it."""
         self._held.pop(pid, None)
 
+    def end(self, pid: Pid) -> None:
+        """A process has ended: nothing is remembered of it."""
+        self.forget(pid)
+        self._off.discard(pid)
+        self._lost.discard(pid)
+
     def previous(self, p: Proc, answer: Node | None, now: float) -> str | None:
         """The endpoint's name of the answer that a process can go on from; None when it holds none.
 

@@ -76,6 +76,16 @@ def test_what_is_over_is_forgotten():
     assert threads.previous(proc(), ANSWER, 501.0) is None
 
 
+def test_of_a_process_that_has_ended_nothing_is_kept():
+    """Its pid is nobody's any more."""
+    threads = Threads()
+    threads.note(proc(), reply(), 100.0)
+    threads.lost(Pid(7))
+    threads.off(Pid(7))
+    threads.end(Pid(7))
+    assert (threads._held, threads._off, threads._lost) == ({}, set(), set())
+
+
 def test_a_continued_body_has_only_what_is_new():
     """No program, no past; parameters, the marker of the end and what is asked beside stay."""
     nodes = [
