@@ -14,7 +14,7 @@ own transports; loopback endpoints are never asked through a proxy.
 """
 
 import ssl
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 from contextlib import aclosing, contextmanager
 from http.cookiejar import CookieJar, DefaultCookiePolicy
@@ -88,7 +88,7 @@ class Pool(httpx2.AsyncBaseTransport):
         self.busy = 0  # connections that are with a request or a response
         self._lot = trio.lowlevel.ParkingLot()
         self._ticks = False
-        self._idle: dict[tuple[bytes, bytes, int], deque[_Line]] = {}
+        self._idle: OrderedDict[_Origin, deque[_Line]] = OrderedDict()  # the one used last is the last
 
     @property
     def idle(self) -> int:
@@ -149,15 +149,28 @@ class Pool(httpx2.AsyncBaseTransport):
         return _Line(origin, self.tls, self.keepalive, self.turn)
 
     async def release(self, line: "_Line") -> None:
-        """Take back the connection of a response that is closed."""
+        """Take back the connection of a response that is closed.
+
+        With it, what has expired of this origin and of the one unused for longest goes: nobody may ask that
+        one again.
+        """
         self.busy -= 1
         if not line.connection.is_idle():
             await line.close()
             return
-        lines = self._idle.setdefault(_key(line.origin), deque())
-        lines.append(line)
+        key = _key(line.origin)
+        self._idle.setdefault(key, deque()).append(line)
+        self._idle.move_to_end(key)
+        for origin in dict.fromkeys((key, next(iter(self._idle)))):
+            await self._expire(origin)
+
+    async def _expire(self, origin: "_Origin") -> None:
+        """Close what an origin has too many of, or has not used for too long."""
+        lines = self._idle.get(origin, deque())
         while lines and (len(lines) > IDLE or lines[0].connection.has_expired()):
             await lines.popleft().close()
+        if not lines and self._idle.get(origin) is lines:
+            del self._idle[origin]
 
 
 class _Line(httpcore2.AsyncNetworkBackend):
@@ -261,7 +274,10 @@ def _core(request: httpx2.Request) -> httpcore2.Request:
     )
 
 
-def _key(origin: httpcore2.Origin) -> tuple[bytes, bytes, int]:
+_Origin = tuple[bytes, bytes, int]
+
+
+def _key(origin: httpcore2.Origin) -> _Origin:
     return origin.scheme, origin.host, origin.port
 
 

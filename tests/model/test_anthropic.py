@@ -11,6 +11,7 @@ import warnings
 from contextlib import asynccontextmanager, nullcontext
 from functools import partial
 
+import httpcore2
 import httpx2
 import pytest
 import trio
@@ -684,6 +685,19 @@ async def test_idle_connections_expire():
             for _ in range(6):
                 await trio.sleep(0.06)
                 await client.post(url)
+            assert (pool.busy, pool.idle) == (0, 1)
+
+
+async def test_idle_connections_to_others_expire_too():
+    """Those of an endpoint that nobody asks any more, too: else each that was ever asked would keep some."""
+    async with endpoint(replying(WHOLE)) as (gone, _, _), endpoint(replying(WHOLE)) as (used, _, _):
+        pool = Pool(keepalive=0.01)
+        async with httpx2.AsyncClient(transport=pool) as client:
+            await client.post(gone)
+            assert len(pool._idle) == 1
+            with trio.fail_after(10):
+                while httpcore2.URL(gone).origin.port in {port for _, _, port in pool._idle}:
+                    await client.post(used)
             assert (pool.busy, pool.idle) == (0, 1)
 
 
