@@ -189,10 +189,11 @@ async def test_tools_that_start_one_after_the_other_are_put_out(tools, out):
 
 async def test_what_a_command_leaves_behind_lives_until_its_owner_ends(tools, out):
     """The command's end is told at once; kill_all takes what it has left, and nobody else's."""
-    run = await shell(tools, f"(setsid sleep {BASE + 1} &); sleep 0.1; exit 4", out)
+    run = await shell(tools, f"(setsid sleep {BASE + 1} &); exit 4", out)
     other = await shell(tools, f"exec sleep {BASE + 2}", out, owner=EIGHT)
     assert await run.wait() == 4
     assert not run.alone
+    await until_up(2)
     assert sleepers() == [1, 2]
     await tools.kill_all(SEVEN)
     assert sleepers() == [2]
