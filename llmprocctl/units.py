@@ -37,7 +37,7 @@ def size(text: str) -> int:
 
 
 def count(number: float) -> str:
-    """A number of tokens in at most five characters: 812, 6.2k, 118k, 3.4M."""
+    """A number of tokens in at most four characters: 812, 6.2k, 118k, 3.4M."""
     if number < 1000:
         return f"{number:.0f}"
     for unit in "kMGT":
