@@ -7,7 +7,7 @@ STAMP  := $(VENV)/.installed
 .PHONY: demo test check bench clean
 
 demo: $(STAMP)
-	@tests/demo/demo.sh $(abspath $(VENV)/bin)
+	@tests/demo/demo.sh "$(VENV)/bin"
 
 test: $(STAMP)
 	$(VENV)/bin/pytest -n 3 --dist loadfile

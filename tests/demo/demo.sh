@@ -3,7 +3,7 @@
 # that command printed.
 set -u
 home=$(mktemp -d)
-export PATH="$1:$PATH" LLMPROC_SOCKET="$home/llmprocd.sock" LLMPROC_STATE_DIR="$home/state"
+export PATH="$(cd -- "$1" && pwd):$PATH" LLMPROC_SOCKET="$home/llmprocd.sock" LLMPROC_STATE_DIR="$home/state"
 unset ANTHROPIC_API_KEY LLMPROC_PID
 trap 'llmprocctl daemon stop >/dev/null 2>&1; rm -rf "$home"' EXIT
 cd "$home" || exit 1

@@ -8,6 +8,8 @@ import errno
 import json
 import os
 import pty
+import shlex
+import shutil
 import signal
 import stat
 import subprocess
@@ -425,3 +427,25 @@ def test_a_program_file_is_an_executable(ctl, daemon):
         check=False,
     )
     assert (done.returncode, done.stdout) == (0, b"You said: be brief\n\nof stdin\n"), done.stderr
+
+
+# --- where the sources are --------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_the_sources_may_be_in_a_folder_with_a_space(tmp_path):
+    """`make demo` hands the script one word, the folder of the programs, wherever it is."""
+    root = Path(__file__).parents[2]
+    folder = tmp_path / "a b"
+    (folder / "tests/demo").mkdir(parents=True)
+    for name in ("Makefile", "pyproject.toml", "tests/demo/demo.sh"):
+        shutil.copy(root / name, folder / name)
+    done = subprocess.run(["make", "-n", "demo"], cwd=folder, capture_output=True, text=True, check=True)
+    script, *words = shlex.split(done.stdout.splitlines()[-1])
+    assert (script, [(folder / word).name for word in words]) == ("tests/demo/demo.sh", ["bin"])
+    (folder / words[0]).mkdir(parents=True)
+    llmprocctl = folder / words[0] / "llmprocctl"
+    llmprocctl.write_text('#!/bin/sh\necho found "$0" >&2\nexit 9\n', encoding="utf-8")
+    llmprocctl.chmod(0o755)
+    done = subprocess.run([folder / script, *words], cwd=folder, capture_output=True, text=True, check=False)
+    assert f"found {llmprocctl}\n" in done.stderr
