@@ -70,9 +70,15 @@ class Session:
             self._client = autostart.start(self.path)
         return self._client
 
+    def close(self) -> None:
+        """Hang up, if there is a connection."""
+        if self._client is not None:
+            self._client.close()
+            self._client = None
+
     def reconnect(self) -> None:
         """Forget a connection that broke."""
-        self._client = None
+        self.close()
 
     def call(self, method: str, /, **params: "Any") -> "Any":
         """A call's result. Raises RefusedError, UnreachableError."""
@@ -181,6 +187,8 @@ def run(settings: "dict[str, Any]", name: str, values: "dict[str, Any]") -> int:
         return FAILED
     except KeyboardInterrupt:
         return INTERRUPTED
+    finally:
+        session.close()
 
 
 def complain(text: str) -> None:

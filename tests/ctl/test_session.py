@@ -154,6 +154,15 @@ def test_closed_descriptors(ctl, daemon):
     assert daemon.procs[7]["status"] == 143
 
 
+@pytest.mark.parametrize(
+    "words", [("ps",), ("ps", "99"), ("wait", "99"), ("run", "demo", "x"), ("programs",)]
+)
+def test_nothing_is_left_open(ctl, daemon, words):
+    """Where Python tells of what was never closed, it has nothing to tell."""
+    strict = ctl(*words, env={"PYTHONWARNINGS": "error"})
+    assert (strict.err, strict.status) == ((plain := ctl(*words)).err, plain.status)
+
+
 def test_an_interrupt_is_130(ctl, daemon):
     """Without a word."""
     daemon.add("coder", pid=7)
