@@ -171,7 +171,7 @@ def _description(text: str) -> str:
 
 def _text(path: str) -> str:
     try:
-        return _read(path)[1].decode(errors="replace")
+        return _read(path)[1].decode("utf-8-sig", errors="replace")
     except OSError:
         return ""
 
@@ -339,7 +339,7 @@ def _toml_text(reader: _Reader, place: Place, report: Report) -> str | None:
         report.faults.append(Fault(1, "", f"YAML is {schema.LATER}; write the same tables as TOML"))
         return None
     try:
-        return data.decode().replace("\r\n", "\n")
+        return data.decode("utf-8-sig").replace("\r\n", "\n")  # editors elsewhere put a mark in front
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         report.faults.append(Fault(line, "", "TOML syntax: not UTF-8 text"))

@@ -97,6 +97,14 @@ def test_a_map_is_a_program(folder):
     assert (found.name, found.path, found.system, told) == ("inline", "", "from a file", ())
 
 
+def test_a_byte_order_mark_is_passed_over(folder):
+    """Editors on other systems put one in front; it is no part of the first line."""
+    found = program(folder, "\ufeff# marked\n" + MODEL)
+    assert (found.model, found.description) == ("m", "marked")
+    assert load.listed([folder])[0] == ("p", f"{folder}/p.toml", "marked")
+    assert refusal(folder, "\ufeff" + MODEL + "[prompt]\nx = 1\n") == ["p.toml:5: prompt.x: unknown key"]
+
+
 def test_older_names_of_keys_are_read(folder):
     """Files of LLMProc 0.9 load unchanged."""
     text = (
