@@ -360,7 +360,7 @@ def _syntax(text: str, error: str) -> Fault:
 
 def _program(reader: _Reader, place: Place, report: Report, data: dict[str, Any]) -> Program:
     """All that a file says; what is wrong with it goes to the report."""
-    tables, folder = schema.tables(report, data), place.path.rpartition("/")[0]
+    tables, folder = schema.tables(report, data), _folder(place.path)
     schema.model(report, tables.model)
     parameters, headers = schema.parameters(report, tables.parameters, tables.model)
     env, literals = schema.environment(report, tables.env_info)
@@ -455,6 +455,11 @@ def _texts(paths: Sequence[str], folder: str) -> tuple[Texts, list[tuple[int, st
         label = bases[index] if bases.count(bases[index]) == 1 else path
         found.append((label, file.shown(data)))
     return tuple(found), warnings, stamps
+
+
+def _folder(path: str) -> str:
+    """Where the file itself is: a link to it, as in `~/bin`, does not move what it names."""
+    return (_real(path) if os.path.islink(path) else path).rpartition("/")[0]  # noqa: PTH114
 
 
 def _below(folder: str, path: str) -> str:

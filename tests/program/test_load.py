@@ -97,6 +97,23 @@ def test_a_map_is_a_program(folder):
     assert (found.name, found.path, found.system, told) == ("inline", "", "from a file", ())
 
 
+def test_a_link_to_a_program_is_that_program(folder):
+    """What it names is found beside the file; its own name is the link's, and so is what HUP reads again."""
+    write(folder, "beside the file", "src/s.md")
+    write(folder, MODEL, "src/other.toml")
+    text = '[prompt]\nsystem_prompt_file = "s.md"\n[preload]\nfiles = ["s.md"]\n'
+    write(folder, MODEL + text + '[linked_programs]\na = "other.toml"\n', "src/p.toml")
+    Path(folder, "bin").mkdir()
+    Path(folder, "bin/review.toml").symlink_to("../src/p.toml")
+    found, _ = load.load("bin/review.toml", folder, CATALOG)
+    assert (found.name, found.path) == ("review", f"{folder}/bin/review.toml")
+    assert (found.system, found.preload) == ("beside the file", (("s.md", "beside the file"),))
+    assert found.links == (Link("a", f"{folder}/src/other.toml"),)
+    Path(folder, "bin/review.toml").unlink()
+    Path(folder, "bin/review.toml").symlink_to("../src/other.toml")
+    assert load.load("bin/review.toml", folder, CATALOG)[0].system == ""
+
+
 def test_a_byte_order_mark_is_passed_over(folder):
     """Editors on other systems put one in front; it is no part of the first line."""
     found = program(folder, "\ufeff# marked\n" + MODEL)
