@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from importlib.util import find_spec
 from typing import Annotated, Any, ClassVar, TypeVar, cast
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -60,6 +61,12 @@ ALIAS = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 URL = re.compile(r"https?://[^\s/@?#]+(/[^\s?#]*)?")
 HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+FRAMING = (
+    "connection",
+    "content-length",
+    "host",
+    "transfer-encoding",
+)  # headers that say where a request ends
 MAX_DEPTH = 32
 
 
@@ -408,12 +415,24 @@ def model(report: Report, spec: ModelTable) -> None:
         )
     if spec.threads and spec.provider and spec.provider != "anthropic":
         report.warn(("model", "threads"), "is for provider anthropic: whole conversations are sent")
-    if spec.base_url and not URL.fullmatch(spec.base_url):
-        report.fault(
-            ("model", "base_url"), "must be an http:// or https:// address without user, query or fragment"
-        )
+    if wrong := _no_address(spec.base_url):
+        report.fault(("model", "base_url"), wrong)
     if spec.api_key_env and not VARIABLE.fullmatch(spec.api_key_env):
         report.fault(("model", "api_key_env"), "must be the name of an environment variable")
+
+
+def _no_address(url: str) -> str:
+    """Why a text is not the address of a server; "" when it is one, or empty."""
+    if url and not URL.fullmatch(url):
+        return "must be an http:// or https:// address without user, query or fragment"
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as error:  # brackets that do not match, or a port that there is not
+        return f"is no address: {error}"
+    if url and not parts.hostname:
+        return "is an address without a host"
+    return "is an address with port 0" if port == 0 else ""
 
 
 def lacking(provider: str) -> str:
@@ -500,6 +519,8 @@ def _headers(report: Report, value: Any) -> Headers:
     for name, item in keys(report, key, value).items():
         if not HEADER.fullmatch(name):
             report.fault((*key, name), "is no name of a header")
+        elif name.lower() in FRAMING:
+            report.fault((*key, name), "is written by the daemon and cannot be set")
         elif not (isinstance(item, str) and item.isascii() and item.isprintable()):
             report.fault((*key, name), "must be printable ASCII text on one line")
         else:

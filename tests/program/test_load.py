@@ -389,6 +389,13 @@ FAULTS = {
     '["a\\nb"]': "4: a\\nb: unknown table",
     "[[prompt]]": "4: prompt: must be a table, not a list",
     "x = 1": "4: model.x: unknown key",
+    "[parameters]\nextra_headers = {Host = 'x'}": (
+        "5: parameters.extra_headers.Host: is written by the daemon and cannot be set"
+    ),
+    "base_url = 'http://h:99999'": "4: model.base_url: is no address: Port out of range 0-65535",
+    "base_url = 'http://h:0'": "4: model.base_url: is an address with port 0",
+    "base_url = 'http://[::1'": "4: model.base_url: is no address: Invalid IPv6 URL",
+    "base_url = 'http://:80'": "4: model.base_url: is an address without a host",
     "base_url = 'ftp://h'": (
         "4: model.base_url: must be an http:// or https:// address without user, query or fragment"
     ),
