@@ -82,14 +82,15 @@ def api(session: Session, *, quiet: bool, json: bool) -> int:
 
 
 def _list(session: Session, *, quiet: bool, json: bool) -> int:
-    """The programs in the order they are looked for: this user's $LLMPROC_PATH, then the daemon's own."""
+    """The programs in the order they are looked for: this user's $LLMPROC_PATH, then those built in."""
     known = session.call("prog.list")["programs"]
     told = {row["path"]: row["description"] for row in known}
     found: dict[str, dict[str, Any]] = {}
     for name, path in _on_path():
         found.setdefault(name, {"name": name, "path": path, "description": told.get(path, "")})
     for row in known:
-        found.setdefault(row["name"], row)
+        if not row["path"]:  # what is on the daemon's own path cannot be named from here
+            found.setdefault(row["name"], row)
     rows = list(found.values())
     if json:
         render.put_json(rows)
@@ -106,9 +107,14 @@ def _on_path() -> list[tuple[str, str]]:
     found: list[tuple[str, str]] = []
     for folder in filter(None, os.environ.get("LLMPROC_PATH", "").split(":")):
         root = os.path.abspath(folder)  # noqa: PTH100
-        if os.path.isdir(root):  # noqa: PTH112
-            files = sorted(name for name in os.listdir(root) if name.endswith(launch.ENDINGS))  # noqa: PTH208
-            found += [(name.rpartition(".")[0], f"{root}/{name}") for name in files]
+        try:
+            names = sorted(os.listdir(root))  # noqa: PTH208
+        except OSError:  # as a shell passes over what it cannot search
+            continue
+        files = [
+            (name.rpartition(".")[0], f"{root}/{name}") for name in names if name.endswith(launch.ENDINGS)
+        ]
+        found += [(name, path) for name, path in files if os.path.isfile(path)]  # noqa: PTH113
     return found
 
 

@@ -99,15 +99,14 @@ def listed(folders: Iterable[str]) -> list[tuple[str, str, str]]:
     """Name, path and description of the programs in some folders, then of those built in (path "").
 
     Args:
-        folders: the entries of `$LLMPROC_PATH`; the first program of a name hides the others.
+        folders: the entries of `$LLMPROC_PATH`; the first program of a name hides the others in them.
     """
     found: dict[str, tuple[str, str, str]] = {}
     for folder in folders:
         for name, path in _programs(folder):
             found.setdefault(name, (name, path, _description(_text(path))))
-    for name, path in _programs(str(BUILTIN)):
-        found.setdefault(name, (name, "", _description(_text(path))))
-    return list(found.values())
+    builtin = [(name, "", _description(_text(path))) for name, path in _programs(str(BUILTIN))]
+    return [*found.values(), *builtin]
 
 
 def fresh(program: Program) -> bool:

@@ -505,7 +505,8 @@ class ScriptedDaemon:
         return {}
 
     def prog_list(self):
-        return {"programs": [{"name": "demo", "path": "", "description": "a script"}]}
+        other = {"name": "other", "path": "/daemons/path/other.toml", "description": "not this user's"}
+        return {"programs": [other, {"name": "demo", "path": "", "description": "a script"}]}
 
     def prog_check(self, *, path, cwd=""):
         del cwd

@@ -1,6 +1,7 @@
 """`inspect limits programs call api`."""
 
 import json
+import os
 
 import pytest
 
@@ -32,7 +33,7 @@ def test_limits(ctl, daemon, sent):
 
 
 def test_programs(ctl, daemon):
-    """Those on $LLMPROC_PATH first, then the daemon's; the first of a name counts."""
+    """Those on $LLMPROC_PATH first, then those built in; the first of a name counts."""
     for folder, name in (("a", "coder.toml"), ("a", "notes.txt"), ("b", "coder.yaml"), ("b", "zed.yml")):
         (ctl.folder / folder).mkdir(exist_ok=True)
         (ctl.folder / folder / name).write_text("")
@@ -47,6 +48,25 @@ def test_programs(ctl, daemon):
         "path": "",
         "description": "a script",
     }
+
+
+def test_what_is_listed_can_be_run(ctl, daemon, sent):
+    """A folder with the name of a program is none, and the daemon's own path is not this user's."""
+    (ctl.folder / "a" / "coder.toml").mkdir(parents=True)
+    (ctl.folder / "a" / "zed.toml").write_text("")
+    names = ctl("programs", "-q", env={"LLMPROC_PATH": f"{ctl.folder}/a"}).lines
+    assert names == ["zed", "demo"]
+    for name in names:
+        assert ctl("spawn", name, "x", env={"LLMPROC_PATH": f"{ctl.folder}/a"}).status == 0
+    assert [call["program"] for call in sent("proc.spawn")] == [f"{ctl.folder}/a/zed.toml", "demo"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every folder")
+def test_a_folder_of_the_path_that_cannot_be_read_is_passed_over(ctl, daemon):
+    """As a shell does."""
+    (ctl.folder / "a").mkdir(mode=0)
+    done = ctl("programs", "-q", env={"LLMPROC_PATH": f"{ctl.folder}/a"})
+    assert (done.lines, done.err, done.status) == (["demo"], "", 0)
 
 
 def test_checking_programs(ctl, daemon):

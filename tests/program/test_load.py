@@ -553,15 +553,17 @@ def test_the_demo_has_every_tool_and_needs_no_key(folder):
     assert {tool.tool for tool in found.tools} == set(CATALOG)
 
 
-def test_a_listing_has_the_path_first_and_no_name_twice(folder):
-    """The first folder that has a name hides the others and what is built in."""
+def test_a_listing_has_the_path_first_and_what_is_built_in_last(folder):
+    """The first folder that has a name hides the others; to the daemon a bare name is what is built in."""
     write(folder, "# one\n", "a/x.toml")
     write(folder, "# two\n", "b/x.toml")
     write(folder, "# my chat\n", "b/chat.toml")
     write(folder, "", "b/notes.txt")
     found = load.listed([f"{folder}/a", f"{folder}/b", f"{folder}/none"])
     assert found[:2] == [("x", f"{folder}/a/x.toml", "one"), ("chat", f"{folder}/b/chat.toml", "my chat")]
-    assert [name for name, path, _ in found if not path] == ["code", "demo", "local"]
+    assert [name for name, path, _ in found[2:]] == ["chat", "code", "demo", "local"]
+    assert not any(path for _, path, _ in found[2:])
+    assert load.load("chat", folder, CATALOG)[0].path == ""
 
 
 # --- preload and environment ------------------------------------------------------------------------
