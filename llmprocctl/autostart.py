@@ -5,7 +5,7 @@ taken first, and the socket tried again under it.
 Law: a client goes on when the daemon says it is ready, or reports the daemon's own words when it never is.
 """
 # pathlib is not there yet, and costs five milliseconds
-# ruff: noqa: PTH102, PTH112, PTH120
+# ruff: noqa: PTH120
 
 import fcntl
 import os
@@ -13,6 +13,7 @@ import subprocess
 import sys
 
 from llmprocctl.client import Client, UnreachableError
+from llmprocd.abi import paths
 
 _READY = b"READY"
 _LAST_LINES = 10
@@ -27,7 +28,7 @@ def start(path: str) -> Client:
     Returns:
         A connection. Raises UnreachableError with the daemon's last lines when it did not start.
     """
-    _make_parents(os.path.dirname(path))
+    paths.make_private(os.path.dirname(path))
     lock = os.open(f"{path}.start", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -87,12 +88,3 @@ def _tail(fd: int, begin: int, name: str) -> str:
     begin = max(begin, end - 8192)
     lines = os.pread(fd, end - begin, begin).decode(errors="replace").splitlines()[-_LAST_LINES:]
     return "".join(f"\n  {line}" for line in lines) if lines else f"; see {name}"
-
-
-def _make_parents(folder: str) -> None:
-    if not os.path.isdir(folder):
-        _make_parents(os.path.dirname(folder))
-        try:
-            os.mkdir(folder, 0o700)
-        except FileExistsError:
-            return  # another client was quicker

@@ -12,6 +12,8 @@ import stat
 from pathlib import Path
 from typing import Final
 
+from llmprocd.abi import paths
+
 SUN_PATH: Final = 107
 """The longest name that fits into a socket address, in bytes."""
 
@@ -93,7 +95,7 @@ def _address(folder: str, name: str, dir_fd: int) -> str:
 
 
 def _make_parent(path: str) -> None:
-    Path(path).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    paths.make_private(os.path.dirname(path))  # noqa: PTH120
 
 
 def _refuse_other_files(path: str) -> None:

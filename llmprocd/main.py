@@ -102,7 +102,7 @@ def _locked(options: argparse.Namespace, settings: Config, keyring: Keyring) -> 
     with _usable():
         path = str(Path(options.socket or paths.socket_path(os.environ, os.getuid())).absolute())
         state = str(Path(options.state_dir or paths.state_dir(os.environ, os.getuid())).absolute())
-        Path(state).mkdir(mode=0o700, parents=True, exist_ok=True)
+        paths.make_private(state)
         os.environ["LLMPROC_SOCKET"] = path
         notifier = systemd.Notifier(os.environ)
         handed = systemd.listen_fds(os.environ)

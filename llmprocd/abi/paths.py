@@ -4,7 +4,7 @@ Law: what another user could have put there is never used; it is an error that n
 Imported on the way of every `llmprocctl ps`: the standard library's `os` and nothing else.
 """
 # pathlib and contextlib cost more than the rest of this module
-# ruff: noqa: PTH100, PTH102, SIM105
+# ruff: noqa: PTH100, PTH102, PTH110, PTH112, PTH120, SIM105
 
 import os
 
@@ -99,6 +99,20 @@ def private_folder(path: str, uid: int) -> str:
     if found.st_mode & 0o170077 != 0o040000 or found.st_uid != uid:
         raise PermissionError(f"{path} is not a folder of this user's alone (mode 0700)")
     return path
+
+
+def make_private(path: str) -> None:
+    """Make a folder, and those above it that are missing, for this user alone whatever the umask; OSError."""
+    if not path or os.path.isdir(path):
+        return
+    above = os.path.dirname(path)
+    if not os.path.exists(above):
+        make_private(above)
+    try:
+        os.mkdir(path, 0o700)
+    except FileExistsError:
+        if not os.path.isdir(path):  # another was quicker if it is
+            raise
 
 
 def _home(environ: "Mapping[str, str]", uid: int) -> str:

@@ -34,6 +34,22 @@ def test_a_private_folder_is_made_private(tmp_path):
     assert os.lstat(folder).st_mode & 0o777 == 0o700
 
 
+def test_folders_are_made_private_at_every_depth(tmp_path):
+    """With a umask that lets all in, others could else put theirs in the place of ours."""
+    before = os.umask(0)
+    try:
+        for _ in range(2):
+            paths.make_private(str(tmp_path / "a" / "b" / "c"))
+    finally:
+        os.umask(before)
+    assert [(tmp_path / name).stat().st_mode & 0o777 for name in ("a", "a/b", "a/b/c")] == [0o700] * 3
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    with pytest.raises(FileExistsError):
+        paths.make_private(str(tmp_path / "file"))
+    with pytest.raises(NotADirectoryError):
+        paths.make_private(str(tmp_path / "file" / "below"))
+
+
 def test_a_folder_that_others_may_enter_is_refused(tmp_path):
     """Somebody else could have put a socket there."""
     tmp_path.chmod(0o755)
