@@ -138,9 +138,10 @@ def _local(source: str, cwd: str) -> str:
 
 def _missing(place: Place) -> KernelError:
     folder, _, base = place.path.rpartition("/")
-    names = [f"{name}.toml" for name, _ in _programs(folder or "/")]
+    names = [name for name, _ in _programs(folder or "/")]
     before, slash, _ = place.shown.rpartition("/")
-    near = schema.nearest(base, names, prefix=before + slash)
+    stem = next((base.removesuffix(end) for end in SUFFIXES if base.endswith(end)), base)
+    near = schema.nearest(stem, names, prefix=before + slash, suffix=".toml")
     return KernelError(Errno.ENOENT, schema.one_line(f"no such program: {place.shown}{near}"))
 
 

@@ -289,12 +289,14 @@ def dotted(key: Key) -> str:
     return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in key).removeprefix(".")
 
 
-def nearest(word: str, known: Iterable[str], *, cutoff: float = 0.6, prefix: str = "") -> str:
+def nearest(
+    word: str, known: Iterable[str], *, cutoff: float = 0.6, prefix: str = "", suffix: str = ""
+) -> str:
     """`; did you mean x?`, or nothing when no name is near."""
     if len(word) > 64:  # the comparison is quadratic
         return ""
     close = get_close_matches(word.lower(), known, n=1, cutoff=cutoff)
-    return f"; did you mean {prefix}{close[0]}?" if close else ""
+    return f"; did you mean {prefix}{close[0]}{suffix}?" if close else ""
 
 
 def one_line(text: str) -> str:

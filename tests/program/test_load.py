@@ -496,6 +496,8 @@ def test_a_small_thinking_budget_is_a_warning(folder):
         ("mine", "no such program: mine; did you mean ./mine.toml?"),
         ("./mne.toml", "no such program: ./mne.toml; did you mean ./mine.toml?"),
         ("mne.toml", "no such program: mne.toml; did you mean mine.toml?"),
+        ("./mine", "no such program: ./mine; did you mean ./mine.toml?"),
+        ("review.toml", "no such program: review.toml"),  # only the ending is alike
         ("mine.toml/x", "no such program: mine.toml/x"),
         ("", "no such program: "),
         ("..", "no such program: .."),
