@@ -104,8 +104,10 @@ async def _preloaded(p: Proc, args: trap.SpawnTool) -> str:
         where = path_of(p, "additional_preload_files", path)
         try:
             text = await trio.to_thread.run_sync(_text, where)
-        except (OSError, UnicodeDecodeError) as error:
-            raise ToolError(f"additional_preload_files: {path}: {error}") from None
+        except UnicodeDecodeError:
+            raise ToolError(f"additional_preload_files: {path}: not UTF-8 text") from None
+        except OSError as error:
+            raise ToolError(f"additional_preload_files: {path}: {error.strerror}") from None
         parts.append(files.frame("file", {"path": path}, text))
     return "\n".join([*parts, args.prompt])
 

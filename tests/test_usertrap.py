@@ -64,7 +64,10 @@ async def test_with_notify_the_end_of_the_child_is_a_line_of_input(autojump_cloc
         ({"prompt": " "}, "prompt"),
         ({"prompt": "x", "fds": ["fd:9"]}, "fd:9"),
         ({"prompt": "x", "fds": ["nine"]}, "'nine'"),
-        ({"prompt": "x", "additional_preload_files": ["/no/such/file"]}, "/no/such/file"),
+        (
+            {"prompt": "x", "additional_preload_files": ["/no/such/file"]},
+            "/no/such/file: No such file or directory",
+        ),
         ({"prompt": "x", "additional_preload_files": ["/tmp"]}, "/tmp"),
         ({"prompt": "x", "additional_preload_files": ["a\0b"]}, "NUL"),
         ({"prompt": "x", "additional_preload_files": ["x" * 5000]}, "additional_preload_files"),
