@@ -6,6 +6,7 @@ Law: a model reaches its own descendants and nobody else.
 """
 
 import errno
+import os
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
@@ -122,7 +123,9 @@ def _text(path: Path) -> str:
 
 def _check_foreign(path: Path) -> None:
     """Refuse the files of /proc/PID: the kernel lets a process at its own, and here that is the daemon."""
-    if re.match(r"/proc/\d+/", str(path.resolve())):
+    if re.match(
+        r"/proc/\d+/", os.path.realpath(path)
+    ):  # Path.resolve raises RuntimeError for links in a ring
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
 

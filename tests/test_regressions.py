@@ -41,20 +41,22 @@ async def test_what_looks_like_a_number_and_is_none_is_no_pid(machine, name):
         await machine.call("proc.get", pid=name)
 
 
-@pytest.mark.parametrize("path", ["a\0b", "/proc/nope", "x" * 300, "/proc/self/comm", "/dev/full"])
+@pytest.mark.parametrize("path", ["a\0b", "/proc/nope", "x" * 300, "/proc/self/comm", "/dev/full", "ring"])
 async def test_a_descriptor_cannot_be_written_there_and_the_model_is_told(machine, tmp_path, path):
     """Whatever the system says of a path is an answer: the daemon lives."""
     program = table("calculator", "fd_to_file", **PAGED)
+    (tmp_path / "ring").symlink_to("ring")
     results = await answers(
         machine, program, LONG, use("fd_to_file", fd="fd:3", file_path=path), cwd=str(tmp_path)
     )
     assert results[-1]["is_error"]
 
 
-@pytest.mark.parametrize("path", ["a\0b", "pipe", "/proc/self/environ", "missing"])
+@pytest.mark.parametrize("path", ["a\0b", "pipe", "/proc/self/environ", "missing", "ring"])
 async def test_a_file_that_cannot_be_preloaded_is_an_answer(machine, tmp_path, path):
     """A pipe would have held a thread, and the daemon's end, for ever."""
     os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "ring").symlink_to("ring")
     call = use("spawn", prompt="!say hi", additional_preload_files=[path])
     with trio.fail_after(20):
         results = await answers(machine, table("spawn"), call, cwd=str(tmp_path))
