@@ -9,6 +9,7 @@ import errno
 import os
 import platform
 import pwd
+import re
 import stat
 import time
 import tomllib
@@ -33,6 +34,7 @@ MAX_LINKS = 1000
 MAX_CACHED = 256
 SETTLED = 100_000_000  # ns; a file younger than this may change again within one tick of its clock
 SUFFIXES = (".toml", ".yaml", ".yml")
+FOREIGN = re.compile(r"/proc/\d+/")  # the kernel lets a process at its own files, and here that is the daemon
 INLINE = "inline"  # the name of a program that came as a map
 
 
@@ -190,6 +192,8 @@ def _read(path: str) -> tuple[Stamp, bytes]:
         info = os.fstat(fd)
         if not stat.S_ISREG(info.st_mode):
             raise OSError(errno.EINVAL, "not a regular file")
+        if FOREIGN.match(os.readlink(f"/proc/self/fd/{fd}")):  # noqa: PTH115
+            raise PermissionError(errno.EACCES, "Permission denied", path)
         data = _all(fd)
     finally:
         os.close(fd)

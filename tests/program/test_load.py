@@ -591,6 +591,17 @@ def test_a_preload_that_is_missing_is_a_warning(folder):
     assert load.load("p.toml", folder, CATALOG)[0].preload == (("n.md", "now"),)
 
 
+@pytest.mark.parametrize("path", ["/proc/self/environ", "/proc/self/status", "link"])
+def test_the_daemons_own_memory_and_environment_are_no_files(folder, path):
+    """What a program names is read by the daemon, whose /proc/self is not its author's to see."""
+    Path(folder, "link").symlink_to("/proc/self/environ")
+    assert warnings(folder, MODEL + f'[preload]\nfiles = ["{path}"]\n') == [
+        f"p.toml:5: preload.files[0]: {path} is left out: Permission denied"
+    ]
+    (said,) = refusal(folder, MODEL + f'[prompt]\nsystem_prompt_file = "{path}"\n')
+    assert said.endswith(": Permission denied")
+
+
 def test_preloads_of_one_name_stay_apart(folder):
     """Their labels are the paths then."""
     write(folder, "1", "a/n.md")
