@@ -6,6 +6,7 @@ Law: a model reaches its own descendants and nobody else.
 """
 
 import errno
+import logging
 import os
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -29,6 +30,8 @@ from llmprocd.pager import View
 from llmprocd.tools import fs, trap
 from llmprocd.tools.output import Output, ToolContext, ToolError
 
+_log = logging.getLogger("llmprocd.usertrap")
+
 
 def context(m: Machine, p: Proc) -> ToolContext:
     """What a tool of this process is given."""
@@ -36,13 +39,22 @@ def context(m: Machine, p: Proc) -> ToolContext:
 
 
 async def run(m: Machine, p: Proc, name: str, call: ToolUse) -> Output:
-    """Run one system call for a model; a refusal is an answer too."""
+    """Run one system call for a model; a refusal is an answer too, and so is a bug that has changed nothing.
+
+    The daemon would die of it at each start again: the call is still there then. One that has changed
+    something must end the daemon, for half a change may not be written.
+    """
     try:
         return await TRAPS[name](m, p, call)
     except (ToolError, KernelError) as error:
         return Output(text=str(error), is_error=True)
     except OSError as error:
         return Output(text=f"{name}: {error.strerror}: {error.filename}", is_error=True)
+    except Exception as error:
+        if m.kernel.change.is_deed:
+            raise
+        _log.exception("system call %s failed", name)
+        return Output(text=f"Tool '{name}' error: {error}", is_error=True)
 
 
 def acting(m: Machine, p: Proc) -> Kernel:

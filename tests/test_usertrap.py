@@ -5,7 +5,11 @@ import json
 import msgspec
 import pytest
 import trio
-from machinekit import script, table, use
+from machinekit import running, script, table, use
+
+from llmprocd import usertrap
+from llmprocd.kernel import proc
+from llmprocd.store import memory
 
 SMALL = {"max_direct_output_chars": 40, "default_page_size": 10}
 
@@ -17,6 +21,40 @@ async def answer_of(house, program, *lines, **more):
         await house.call("proc.wait", pids=[pid])
     result = (await house.results(pid))[-1]
     return result["content"], result.get("is_error", False), pid
+
+
+# --- bugs -------------------------------------------------------------------------------------------
+
+
+async def test_a_bug_that_changed_nothing_is_an_answer(autojump_clock, machine, monkeypatch, caplog):
+    """And told to the operator; the process and the daemon go on."""
+
+    async def wrong(_m, _p, _call):
+        await trio.lowlevel.checkpoint()
+        raise ZeroDivisionError("division by zero")
+
+    monkeypatch.setitem(usertrap.TRAPS, "wait", wrong)
+    text, is_error, pid = await answer_of(machine, table("wait"), use("wait"))
+    assert (text, is_error) == ("Tool 'wait' error: division by zero", True)
+    assert machine.proc(pid).status == 0
+    assert "system call wait failed" in caplog.text
+
+
+async def test_a_bug_in_the_middle_of_a_change_ends_the_daemon(autojump_clock, monkeypatch):
+    """Before anything of it is written: it is restarted into its last commit."""
+
+    async def wrong(m, p, _call):
+        await trio.lowlevel.checkpoint()
+        proc.renice(m.begin(), p.pid, 7)
+        raise ZeroDivisionError("division by zero")
+
+    monkeypatch.setitem(usertrap.TRAPS, "wait", wrong)
+    store = memory.Store()
+    with pytest.RaisesGroup(ZeroDivisionError, flatten_subgroups=True):
+        async with running(store=store) as house:
+            await house.spawn(table("wait"), use("wait"))
+            await trio.sleep(60)
+    assert [p.nice for p in store.load().procs] == [0]
 
 
 # --- spawn ------------------------------------------------------------------------------------------

@@ -455,6 +455,11 @@ class Change(msgspec.Struct):
     def __bool__(self) -> bool:
         return self.counters is not None
 
+    @property
+    def is_deed(self) -> bool:
+        """Does it change anything, rather than take a number or tell of something?"""
+        return bool(self.procs or self.nodes or self.files or self.chunks or self.images or self.gone)
+
 
 class Saved(msgspec.Struct):
     """What a store gives back at boot."""
