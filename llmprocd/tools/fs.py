@@ -184,10 +184,11 @@ def _list(path: str, spool: str, show_hidden: bool, detailed: bool) -> Output:
 
 
 def _line(entry: os.DirEntry[str], detailed: bool) -> str:
-    line = f"{'d' if entry.is_dir() else 'f'} {entry.name}"
+    # os.path's: Path's and the entry's own raise for a link in a circle, and one name must not spoil the list
+    line = f"{'d' if os.path.isdir(entry) else 'f'} {entry.name}"  # noqa: PTH112
     if not detailed:
         return line
-    status = entry.stat(follow_symlinks=Path(entry).exists())
+    status = entry.stat(follow_symlinks=os.path.exists(entry))  # noqa: PTH110
     changed = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(status.st_mtime))
     return f"{line} (Size: {_size(status.st_size)}, Modified: {changed})"
 

@@ -14,7 +14,7 @@ import os
 import re
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 SKIPPED = frozenset({".git", ".hg", ".svn", "node_modules", "__pycache__", ".venv"})
@@ -46,10 +46,36 @@ def refuse(text: str) -> int:
 
 def find(path: str, pattern: str) -> int:
     """Print the names below `path` that match, folders with a slash, sorted."""
-    # Path.glob takes no absolute pattern, and its ** finds no files before Python 3.13.
-    for name in sorted(glob.glob(pattern, root_dir=path, recursive=True)):  # noqa: PTH207
+    for name in sorted(expand(path, pattern)):
         show(Path(path, name), b"/\n" if Path(path, name).is_dir() else b"\n")
     return 0
+
+
+def expand(root: str, pattern: str) -> set[str]:
+    """The names below `root` that match. `**` goes down folders, no links: two that lead up have no end."""
+    segments = pattern.split("/")
+    if "**" not in segments:
+        # Path.glob takes no absolute pattern.
+        return set(glob.glob(pattern, root_dir=root))  # noqa: PTH207
+    at = segments.index("**")
+    head, rest = "/".join(segments[:at]) or "/" * (at > 0), segments[at + 1 :]
+    found: set[str] = set()
+    for base in glob.glob(head, root_dir=root) if head else [""]:  # noqa: PTH207
+        found.update([base] if base and not any(rest) else [])
+        for folder, below, here in os.walk(Path(root, base)):
+            if any(rest):
+                names = expand(folder, "/".join(rest))
+            else:
+                names = _shown(below if rest else [*below, *here])
+            inside = Path(base, os.path.relpath(folder, Path(root, base)))
+            found.update(str(inside / name) for name in names)
+            below[:] = _shown(below)
+    return found
+
+
+def _shown(names: Iterable[str]) -> list[str]:
+    """Those that a wildcard stands for."""
+    return [name for name in names if not name.startswith(".")]
 
 
 def grep(path: str, wanted: re.Pattern[str], names: str, most: int) -> int:

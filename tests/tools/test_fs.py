@@ -119,13 +119,15 @@ async def test_a_folder_is_listed(still, work):
     (work / "b").write_bytes(b"x" * 1229)
     (work / ".h").touch()
     (work / "dead").symlink_to("nowhere")
+    (work / "loop").symlink_to("loop")
     os.utime(work / "b", (0, 0))
     listing = (await fs.list_dir(still)).text
-    assert listing == f"Contents of '{work}':\nd sub\nf b\nf dead"
+    assert listing == f"Contents of '{work}':\nd sub\nf b\nf dead\nf loop"
     assert "f .h" in (await fs.list_dir(still, show_hidden=True)).text
     detailed = (await fs.list_dir(still, directory_path=str(work), detailed=True)).text
     assert "\nf b (Size: 1.2 KB, Modified: 19" in detailed
     assert "f dead (Size:" in detailed
+    assert "f loop (Size:" in detailed
 
 
 async def test_a_folder_that_is_none_is_named(still, work):
@@ -261,6 +263,31 @@ def tree(work: Path) -> Path:
 async def test_glob_finds_names(ctx, pattern, path, names):
     """As the shell does, with ** for any depth; folders end with a slash."""
     assert (await fs.glob(ctx, pattern=pattern, path=path)).text.split() == names
+
+
+@pytest.mark.parametrize(
+    ("pattern", "names"),
+    [
+        ("**/b.py", ["src/b.py"]),
+        ("src/**", ["src/", "src/b.py", "src/deep/", "src/deep/c.txt", "src/up/"]),
+        ("src/**/deep/*", ["src/deep/c.txt"]),
+        ("**/**/b.py", ["src/b.py"]),
+        ("**/", ["here/", "src/", "src/deep/", "src/up/"]),
+        ("src/up/*.py", ["src/up/a.py", "src/up/bin.py"]),
+        ("src/up/**/b.py", ["src/up/src/b.py"]),
+        ("../work/**/c.txt", ["../work/src/deep/c.txt"]),
+    ],
+)
+async def test_glob_follows_no_links_downwards(ctx, tree, pattern, names):
+    """Two links to a folder above are a tree without end; a link that the pattern names is followed."""
+    (tree / "here").symlink_to(".")
+    (tree / "src/up").symlink_to("..")
+    assert (await fs.glob(ctx, pattern=pattern)).text.split() == names
+
+
+async def test_glob_takes_absolute_patterns(ctx, tree):
+    """With ** too."""
+    assert (await fs.glob(ctx, pattern=f"{tree}/**/b.*")).text == f"{tree}/src/b.py\n"
 
 
 async def test_glob_answers_in_the_terms_it_was_asked(ctx, tree):
