@@ -3,9 +3,13 @@
 Thirty lines of our own, since no package that is kept does all of it.
 """
 
+import contextlib
 import os
 import socket
 from collections.abc import MutableMapping
+from typing import Final
+
+_PATIENCE: Final = 0.1  # seconds for whoever manages us to take a word in
 
 
 def listen_fds(environ: MutableMapping[str, str]) -> list[int]:
@@ -21,7 +25,10 @@ def listen_fds(environ: MutableMapping[str, str]) -> list[int]:
 
 
 class Notifier:
-    """Tells systemd how the daemon is; silent where there is none."""
+    """Tells systemd how the daemon is; silent where there is none.
+
+    Law: whoever listens may go away, or listen no more: the daemon serves its clients on.
+    """
 
     def __init__(self, environ: MutableMapping[str, str]) -> None:
         self._path = environ.pop("NOTIFY_SOCKET", "")
@@ -34,6 +41,10 @@ class Notifier:
         if not self._path:
             return
         address = "\0" + self._path[1:] if self._path.startswith("@") else self._path
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+        with (
+            socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock,
+            contextlib.suppress(OSError),
+        ):
+            sock.settimeout(_PATIENCE)
             sock.connect(address)
             sock.send("\n".join(lines).encode())

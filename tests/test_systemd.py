@@ -1,5 +1,6 @@
 """systemd and the daemon: units that verify, and the protocols spoken for real."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -101,6 +102,32 @@ def test_readiness_watchdog_reload_and_stop_are_told(notified):
     daemon.send_signal(signal.SIGTERM)
     datagrams(sock, "STOPPING=1")
     assert daemon.wait(timeout=20) == 0
+
+
+def test_a_manager_that_is_gone_is_no_trouble(notified, tmp_path):
+    """Nobody hears the watchdog any more; clients are served on, and SIGTERM is a clean end."""
+    sock, daemon = notified
+    datagrams(sock, "READY=1")
+    sock.close()
+    (tmp_path / "notify").unlink()
+    daemon.send_signal(signal.SIGHUP)
+    call(tmp_path / "s", "sys.reload", [])
+    daemon.send_signal(signal.SIGTERM)
+    assert daemon.wait(timeout=20) == 0
+
+
+def test_a_manager_that_does_not_listen_holds_nobody_up(tmp_path):
+    """Words that find no room are dropped; they are not waited for."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as deaf:
+        deaf.bind(str(tmp_path / "notify"))
+        notifier = systemd.Notifier({"NOTIFY_SOCKET": str(tmp_path / "notify")})
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as filler:
+            filler.setblocking(False)
+            filler.connect(str(tmp_path / "notify"))
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    filler.send(b"x")
+        notifier.tell("WATCHDOG=1")
 
 
 def connected(path: Path) -> socket.socket:
