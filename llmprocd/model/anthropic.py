@@ -503,9 +503,9 @@ def _refused(name: str, fault: "anthropic.APIStatusError") -> ModelError:
     text = f"{name} answered {status} {kind}: {sse.described(said) or 'nothing more'}{request}"
     now = time.time()
     wait = retry_after(headers, now)
-    if wait is None and status == 429:
+    if not wait and status == 429:
         wait = quota.exhausted_for(quota.quota_of(headers, now))
-    told = sse.failure(kind, text, wait)
+    told = sse.failure(kind, text, wait or None)  # now, or a time gone by on another clock, names none
     again = _may_pass(status, told, headers.get("x-should-retry"))
     return ModelError(
         told.errno,

@@ -323,6 +323,17 @@ def test_every_form_of_retry_after(headers, seconds):
     assert retry_after(headers, 1792567660.0) == seconds
 
 
+@pytest.mark.parametrize("said", [b"retry-after: 0", b"retry-after: Wed, 21 Oct 2015 07:28:00 GMT"])
+async def test_a_time_that_is_over_is_no_time_to_wait_for(said):
+    """Else a server whose clock is behind would be asked nine times in a moment."""
+    reset = b"anthropic-ratelimit-requests-reset: 2015-01-01T00:00:00Z"
+    for code in (429, 503):
+        answer = status(code, b"{}", said, b"anthropic-ratelimit-requests-remaining: 0", reset)
+        async with endpoint(replying(answer)) as (url, _, _), asking(url) as model:
+            fault = await refused(model)
+            assert (fault.again, fault.retry_after) == (True, None)
+
+
 async def test_the_server_may_say_whether_to_retry():
     """`x-should-retry` overrules the status, but for those that can never pass."""
     cases = ((429, b"false", False), (418, b"true", True), (418, b"what", False))
