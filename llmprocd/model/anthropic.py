@@ -225,7 +225,9 @@ class Anthropic:
         with told, clouds.told(endpoint.account):
             if body is None:
                 return await client.get(path, cast_to=bytes, options=options)
-            content = _content(endpoint.account, [body])
+            content: dict[str, Any] = {"content": body}  # in one piece, and so with its length
+            if endpoint.account is not None:
+                content = clouds.content(endpoint.account, [body])
             return await client.post(path, **content, cast_to=bytes, options=options)
 
     async def aclose(self) -> None:

@@ -750,6 +750,15 @@ async def test_a_window_or_a_count_that_cannot_be_is_none(number):
             await model.count(at, counted(body("hello", at)))
 
 
+async def test_a_count_says_how_long_it_is():
+    """As a model call does: not every server takes a request in chunks."""
+    answer = replying(status(200, {"input_tokens": 7}, JSON))
+    async with endpoint(answer) as (url, received, _), asking(url) as model:
+        assert await model.count(image(), counted(body("hello"))) == 7
+    assert len(received) == 1
+    assert b"content-length: " in received[0].lower()
+
+
 # --- quotas -----------------------------------------------------------------------------------------
 
 
