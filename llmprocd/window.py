@@ -37,6 +37,9 @@ NEAR = 0.9
 BYTES = 4.0
 """Bytes of a token before the endpoint has told of one."""
 
+HAS_NONE = frozenset({Errno.ENOENT, Errno.EINVAL, Errno.EPROTO})
+"""What an endpoint that cannot count says: it is not asked again. All else may be another the next time."""
+
 WORTH = 1024
 """Tokens from which on it is better to wait for another's prompt than to write the same."""
 
@@ -128,6 +131,8 @@ async def count(m: Machine, image: Image, transcript: Transcript) -> int | None:
             return await m.model.count(image, body.counted(transcript.pieces(image)))
     except ModelError as error:
         _log.info("no count_tokens at %s: %s", name, error)
+        if error.errno not in HAS_NONE:
+            return None
     m.windows.lacks(name, "count_tokens")
     return None
 

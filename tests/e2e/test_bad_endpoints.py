@@ -41,8 +41,12 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        self.server.bodies.append(body)
-        status, kind, data = self.server.answer(body, self.headers)
+        if self.path.endswith("/count_tokens"):
+            self.server.counted += 1
+            status, kind, data = self.server.count()
+        else:
+            self.server.bodies.append(body)
+            status, kind, data = self.server.answer(body, self.headers)
         self.send_response(status)
         self.send_header("content-type", kind)
         self.send_header("content-length", str(len(data)))
@@ -62,6 +66,8 @@ class Endpoint(ThreadingHTTPServer):
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
         self.bodies = []
         self.answer = lambda _body, _headers: stream()
+        self.counted = 0
+        self.count = lambda: error(404, "not_found_error", "no such page")
         self.thread = threading.Thread(target=self.serve_forever, args=(0.05,))
         self.thread.start()
 
@@ -251,3 +257,24 @@ def test_usage_that_is_nonsense_is_told_of_or_ignored(client, endpoint, usage):
     assert result["usage"]["input_tokens"] >= 0
     endpoint.always(stream())
     assert run(client, pid, "again")["message"] == "fine"
+
+
+@pytest.mark.parametrize(
+    ("refusal", "asked"),
+    [
+        ((429, "rate_limit_error", "slow down"), 2),
+        ((503, "api_error", "not now"), 2),
+        ((401, "authentication_error", "who are you?"), 2),
+        ((400, "invalid_request_error", "prompt is too long"), 2),
+        ((404, "not_found_error", "no such page"), 1),
+    ],
+)
+def test_only_an_endpoint_that_cannot_count_is_asked_no_more(client, endpoint, refusal, asked):
+    """What passes, or is one conversation's own, says nothing of the next count."""
+    endpoint.count = lambda: error(*refusal)
+    small = at(endpoint) | {"limits": {"tokens": 2000}, "parameters": {"max_tokens": 10}}
+    for _ in range(2):
+        pid = client.call("proc.spawn", program=small, prompt="a b c d " * 1000)["pid"]
+        (row,) = client.call("proc.wait", pids=[pid])["procs"]
+        assert row["status"] == 152
+    assert (endpoint.counted, endpoint.bodies) == (asked, [])
