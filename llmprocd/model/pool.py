@@ -31,6 +31,8 @@ READS = 5000.0  # of sockets, in a second, all streams together
 EAGER = 25  # streams that need not take turns
 TICK = 0.01  # seconds
 PATIENCE = 5.0  # seconds that closing a connection may take
+MOST = 128 << 20  # bytes of an answer; the longest that a model gives are some twenty million
+MOST_REFUSED = 64 << 10  # bytes of one that is none: people read a line of it
 
 _LOOPBACK = ("all://127.0.0.1", "all://localhost", "all://[::1]")
 _NAMES = (
@@ -246,10 +248,16 @@ class _Body(httpx2.AsyncByteStream):
         self._closed = False
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
+        refused, size = self._response.status >= 300, 0
         with _translated():
             async with aclosing(self._response.aiter_stream()) as parts:
                 async for part in parts:
                     yield part
+                    size += len(part)
+                    if refused and size >= MOST_REFUSED:
+                        return
+                    if size > MOST:
+                        raise httpx2.RequestError(f"an answer of more than {MOST >> 20} MiB")
 
     async def aclose(self) -> None:
         if self._closed:

@@ -398,6 +398,41 @@ async def test_nobody_is_asked_for_what_is_packed():
     assert [b"accept-encoding: identity" in request for request in asked] == [True, True]
 
 
+async def endless(stream, head, part):
+    await stream.send_all(head + b"\r\n")
+    while True:
+        await stream.send_all(part)
+
+
+async def test_an_error_body_without_an_end_is_cut():
+    """What can be shown of it is."""
+
+    async def answer(stream, _request):
+        await endless(stream, b"HTTP/1.1 500 X\r\n", b"no end " * 10_000)
+
+    async with endpoint(answer) as (url, _, _), asking(url) as model:
+        with trio.fail_after(60):
+            fault = await refused(model)
+        assert (fault.errno, fault.again) == (Errno.EIO, True)
+        assert fault.text.startswith(f"{url} answered 500 api_error: no end no end")
+
+
+async def test_an_answer_without_an_end_is_no_answer():
+    """It would fill the memory of everybody; nor is it asked for again."""
+    data = b"data: {" + b" " * 100_000 + b"\n"
+
+    async def answer(stream, _request):
+        await endless(stream, HEAD, data * 10)
+
+    async with endpoint(answer) as (url, _, _), asking(url) as model:
+        with trio.fail_after(60):
+            fault = await refused(model)
+            with pytest.raises(ModelError, match="128 MiB"):
+                await model.windows(image())
+        assert (fault.errno, fault.again) == (Errno.EIO, False)
+        assert fault.text == f"the connection to {url} broke: an answer of more than 128 MiB"
+
+
 async def test_a_redirect_is_not_followed():
     """A redirect is a failure, and nothing is sent to where it points."""
     async with endpoint(replying(WHOLE)) as (other, received, _):
