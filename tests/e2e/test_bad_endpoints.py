@@ -29,8 +29,8 @@ def stream(text="fine", first=None, last=None):
     return 200, "text/event-stream", "".join(f"data: {event}\n\n" for event in events).encode()
 
 
-def error(status, kind, text):
-    body = {"type": "error", "error": {"type": kind, "message": text}}
+def error(status, kind, text, **more):
+    body = {"type": "error", "error": {"type": kind, "message": text, **more}}
     return status, "application/json", json.dumps(body).encode()
 
 
@@ -278,3 +278,23 @@ def test_only_an_endpoint_that_cannot_count_is_asked_no_more(client, endpoint, r
         (row,) = client.call("proc.wait", pids=[pid])["procs"]
         assert row["status"] == 152
     assert (endpoint.counted, endpoint.bodies) == (asked, [])
+
+
+@pytest.mark.parametrize("status", [400, 409])
+@pytest.mark.parametrize("code", ["thread_already_continued", "thread_continue_in_flight"])
+def test_a_thread_that_is_gone_on_with_elsewhere_is_left(client, endpoint, status, code):
+    """All is sent at once, whatever the status: no retry is spent on it."""
+
+    def answer(body, _headers):
+        if body["thread"]["type"] == "create":
+            return stream()
+        return error(status, "invalid_request_error", "thread: no", details={"error_code": code})
+
+    endpoint.answer = answer
+    threaded = program(model={"base_url": endpoint.url, "name": "good-model", "threads": True})
+    pid = client.call("proc.spawn", program=threaded, interactive=True)["pid"]
+    assert [run(client, pid)["message"] for _ in range(3)] == ["fine"] * 3
+    kinds = [body["thread"]["type"] for body in endpoint.bodies]
+    assert kinds == ["create", "continue", "create", "continue", "create"]
+    assert [len(body["messages"]) for body in endpoint.bodies] == [1, 1, 3, 1, 5]
+    assert client.read(pid, 2) == b""
