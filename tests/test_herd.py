@@ -3,7 +3,11 @@
 import pytest
 import trio
 import trio.testing
+from machinekit import running, table
+from msgspec.structs import replace
 
+from llmprocd import window
+from llmprocd.kernel.state import Reply
 from llmprocd.sched import PATIENCE, WARM, Herd
 
 
@@ -98,3 +102,21 @@ async def test_what_is_warm_grows_cold(autojump_clock):
     herd.warm(range(WARM + 5), 300)
     assert not herd.is_warm(4)
     assert herd.is_warm(5)
+
+
+async def test_what_an_endpoint_goes_on_with_leaves_no_marker_before_the_last_text(autojump_clock):
+    """Such a request has none there: siblings that share just that find nothing yet, and are not told so."""
+    async with running() as house:
+        pid = await house.spawn(table(prompt={"system": "be good"}), "!say one", interactive=True)
+        await house.until(pid, "fd:0")
+        await house.call("proc.send", pid=pid, text="!sleep 100")
+        await house.until(pid, "api")
+        m, p = house.m, house.proc(pid)
+        transcript = await m.transcript(p)
+        image = replace(m.kernel.image(p), threads=True)
+        whole = await window.outgoing(m, p, image, transcript)
+        answer = Reply(message_id="msg_1", stop_reason="end_turn")
+        m.threads.note(replace(p, head=transcript.answer.id), answer, m.kernel.now)
+        goes_on = await window.outgoing(m, p, image, transcript)
+    assert (whole.previous, goes_on.previous) == (None, "msg_1")
+    assert whole.share.marked == (*goes_on.share.marked, whole.share.key)
