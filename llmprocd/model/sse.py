@@ -45,6 +45,7 @@ _DELTAS = frozenset(
 _UNDECODABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 _LONGEST_LINE = 64 * 2**20  # bytes; an endless line is no event stream
 _FIELDS = (b"event:", b"id:", b"retry:", b":")
+_BOM = b"\xef\xbb\xbf"  # may stand at the beginning of a stream
 _TITLE = re.compile(r"<title[^>]*>([^<]*)", re.IGNORECASE)
 _TAG = re.compile(r"<[^>]*>")
 _SHOWN = 400  # characters of a foreign answer that an error repeats
@@ -340,6 +341,8 @@ class Turn:
         elif not line or line == b"\r":
             if self._data:
                 self._dispatch()
+        elif line.startswith(_BOM) and not self._begun:
+            self._line(line.lstrip(_BOM))
         elif not self._begun and not line.startswith(_FIELDS):
             self._strange = (self._strange + line + b" ")[: 8 * _SHOWN]
 

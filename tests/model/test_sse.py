@@ -256,6 +256,13 @@ def test_a_last_event_without_its_blank_line_counts():
     assert fed(WHOLE[:-1]).reply() == fed(WHOLE).reply()
 
 
+@pytest.mark.parametrize("line", [b"data:", b"event: message_start\ndata:"])
+def test_a_byte_order_mark_hides_no_event(line):
+    data = start({"input_tokens": 7}).replace(b"event: message_start\ndata:", line, 1)
+    reply = fed(b"\xef\xbb\xbf" + data, text(0, "hi"), end()).reply()
+    assert (reply.message_id, reply.usage.input_tokens, reply.text) == ("msg_1", 7, "hi")
+
+
 def test_what_comes_after_the_end_is_ignored():
     """Trailers of other dialects do not spoil a whole answer."""
     assert fed(WHOLE, b"data: [DONE]\n\n").reply() == fed(WHOLE).reply()
