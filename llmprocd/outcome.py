@@ -68,7 +68,7 @@ async def _shaped(m: Machine, image: Image, answer: Output, source: str) -> Shap
         return await _growing(m, paging, answer, source)
     if answer.spool:
         return await _spooled(m, paging, answer, source)
-    if not paging.enabled or len(answer.text) <= paging.max_direct_output_chars or source == "read_fd":
+    if not paging.enabled or len(answer.text) <= paging.max_direct_output_chars or _capped(image, source):
         return Shaped(text=answer.text, is_error=answer.is_error)
     data = answer.text.encode()
     if len(data) > IN_ROWS:
@@ -86,6 +86,12 @@ async def _shaped(m: Machine, image: Image, answer: Output, source: str) -> Shap
         lines=pages.total_lines,
     )
     return Shaped("", answer.is_error, record, data, pages, preview, source, paging.max_direct_output_chars)
+
+
+def _capped(image: Image, source: str) -> bool:
+    """Does the tool behind a name, which may be an alias, cap its answers itself?"""
+    tool = image.tool(source)
+    return tool is not None and tool.tool == "read_fd"
 
 
 async def _spooled(m: Machine, paging: Paging, answer: Output, source: str) -> Shaped:

@@ -292,6 +292,14 @@ async def test_what_cannot_be_read_is_an_answer(autojump_clock, machine, argumen
     assert said in text
 
 
+async def test_what_is_read_under_another_name_becomes_no_descriptor(autojump_clock, machine):
+    """It is the tool that caps its answers, not its name."""
+    program = paged({"name": "read_fd", "alias": "more"})
+    text, is_error, _ = await answer_of(machine, program, BIG, use("more", fd="fd:3", start=2, count=2))
+    assert not is_error
+    assert text.startswith('<fd_content fd="fd:3" page="2-3"')
+
+
 @pytest.mark.parametrize("mode", ["page", "line", "char"])
 async def test_any_count_may_be_asked_for(autojump_clock, machine, mode):
     text, is_error, _ = await answer_of(
