@@ -281,6 +281,7 @@ def _request(conn: Connection, caller: Caller, frame: wire.Request) -> Awaitable
 
 async def _in_turn(conn: Connection, caller: Caller, msgid: int, call: Awaitable[Answer]) -> None:
     """See a call through and answer it, while what the client sent after it waits."""
+    _flush(conn)  # what was answered before it
     try:
         answer = await call
     except KernelError as error:

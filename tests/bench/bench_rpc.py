@@ -66,6 +66,9 @@ class Door:
     def call(self, caller: Client, method: str, params: bytes) -> Answer:  # noqa: ARG002
         return Answer(call(method, params))
 
+    def waits(self, method: str) -> bool:  # noqa: ARG002
+        return False
+
     def hang_up(self, caller: Client) -> None:  # noqa: ARG002
         return
 
