@@ -204,11 +204,12 @@ def run(
     finally:
         stdin.close()
     try:
-        source = Silent() if json else Output(session.client, pid)
-        if live is not None:
-            live.narrow(pid)
-            source = live
-        status, timed_out = _watched(Watch(session.client, pid, source), timeout)
+        with Interrupts() as interrupts:
+            source = Silent() if json else Output(session.client, pid)
+            if live is not None:
+                live.narrow(pid)
+                source = live
+            status, timed_out = _watched(Watch(session.client, pid, source), timeout, interrupts)
         _conclude(session, pid, status, json=json, remove=remove)
     except LostError as exc:
         raise UnreachableError(f"{exc}; see llmprocctl wait {pid} when it is back") from None
@@ -235,23 +236,22 @@ def attach(session: Session, *, pid: str) -> int:
         return _attached(watch, keyboard.read)
 
 
-def _watched(watch: Watch, timeout: float | None) -> tuple[int, bool]:
+def _watched(watch: Watch, timeout: float | None, interrupts: Interrupts) -> tuple[int, bool]:
     """Watch to the end; the status, and whether the time was up before."""
     deadline = None if timeout is None else time.monotonic() + timeout
     timed_out, sent = False, 0
-    with Interrupts() as interrupts:
-        while not watch.ended:
-            left = None if deadline is None else deadline - time.monotonic()
-            if left is not None and left <= 0:
-                watch.signal("KILL" if timed_out else "TERM")
-                deadline = None if timed_out else time.monotonic() + _GRACE
-                timed_out = True
-                continue
-            watch.step(left, (interrupts.fd,))
-            for _ in range(interrupts.taken()):
-                watch.signal(_ESCALATION[min(sent, 2)])
-                sent += 1
-        return watch.status(), timed_out
+    while not watch.ended:
+        left = None if deadline is None else deadline - time.monotonic()
+        if left is not None and left <= 0:
+            watch.signal("KILL" if timed_out else "TERM")
+            deadline = None if timed_out else time.monotonic() + _GRACE
+            timed_out = True
+            continue
+        watch.step(left, (interrupts.fd,))
+        for _ in range(interrupts.taken()):
+            watch.signal(_ESCALATION[min(sent, 2)])
+            sent += 1
+    return watch.status(), timed_out
 
 
 def _attached(watch: Watch, lines: "Callable[[], list[str] | None] | None") -> int:

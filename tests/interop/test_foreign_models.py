@@ -45,19 +45,24 @@ class Foreign:
     """A server as a process of its own; `at` is where its Messages API is."""
 
     def __init__(self, command, at=""):
+        deadline = time.monotonic() + PATIENCE
+        while not self._starts(command, deadline):
+            assert time.monotonic() < deadline, f"{command[0]} does not answer"
+        self.url = self.root + at
+
+    def _starts(self, command, deadline):
+        """Start it on a port that was free a moment ago; does it answer?"""
         port = free_port()
         self.root = f"http://127.0.0.1:{port}"
-        self.url = self.root + at
         self.process = subprocess.Popen(
             [*command, "--port", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
-        deadline = time.monotonic() + PATIENCE
-        while time.monotonic() < deadline:
+        while self.process.poll() is None and time.monotonic() < deadline:
             with contextlib.suppress(OSError):
                 self.ask("/health")
-                return
+                return True
             time.sleep(0.1)
-        raise AssertionError(f"{command[0]} does not answer")
+        return False
 
     def ask(self, path, value=None, **headers):
         data = None if value is None else json.dumps(value).encode()
@@ -74,7 +79,7 @@ class Foreign:
 def housed(foreign, folder, **settings):
     """A daemon whose config pairs the foreign endpoint with a key."""
     daemon = Daemon(folder, "http://127.0.0.1:9")
-    lines = [f"{name} = {value}" for name, value in {"retry_s": 60, "stall_s": 1.5, **settings}.items()]
+    lines = [f"{name} = {value}" for name, value in {"retry_s": 60, "stall_s": 4, **settings}.items()]
     lines += [f'[endpoints."{foreign.url}"]', 'api_key_env = "FOREIGN_KEY"']
     daemon.config.write_text("\n".join(lines) + "\n")
     return daemon.start(FOREIGN_KEY=KEY)
