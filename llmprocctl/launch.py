@@ -82,6 +82,7 @@ def spawn(
         "prompt": prompt,
         "stdin_path": stdin.path or None,
         "interactive": interactive or None,
+        "needs_prompt": (prompt is None and not stdin.path and not interactive) or None,
         "name": name,
         "nice": nice,
         "cwd": os.path.abspath(cwd or ""),  # noqa: PTH100
@@ -93,9 +94,9 @@ def spawn(
     try:
         pid: int = once(session, "proc.spawn", params)["pid"]
     except RefusedError as error:
+        if session.command == "spawn" and error.text.endswith("no prompt of its own: give one"):
+            raise UsageError(f"{error.text}, or -i to send it later") from None
         raise cannot_start(program, error) from None
-    if prompt is None and not stdin.path and not interactive:
-        _require_prompt(session, pid, program)
     return pid
 
 
@@ -180,15 +181,3 @@ def cannot_start(program: str, error: RefusedError) -> CannotStartError:
     if error.name == "ENOEXEC" and error.text.startswith("/"):  # every line names the file
         return CannotStartError(error.text, sessions.CANNOT_START)
     return CannotStartError(f"{program}: {error.text}", sessions.CANNOT_START)
-
-
-def _require_prompt(session: Session, pid: int, program: str) -> None:
-    """Take a process back that has nothing to do: its program has no prompt of its own either."""
-    row = session.call("proc.get", pids=[pid])["procs"][0]
-    if not row["interactive"]:
-        return
-    session.call("proc.signal", pid=pid, signal="KILL")
-    session.call("proc.wait", pids=[pid])
-    session.call("proc.remove", pids=[pid])
-    later = ", or -i to send it later" if session.command == "spawn" else ""
-    raise UsageError(f"{program} has no prompt of its own: give one{later}")

@@ -45,6 +45,7 @@ class Spawn(Call[Spawned], kw_only=True, frozen=True):
     program: str | dict[str, Any]
     prompt: Text | None = None
     interactive: bool = False
+    needs_prompt: bool = False  # EINVAL without any; else fd 0 is left open then
     name: Name = ""
     cwd: Name = ""
     env: dict[str, str] = {}

@@ -33,7 +33,7 @@ from llmprocd.kernel import file as files
 from llmprocd.kernel import limits, proc
 from llmprocd.kernel import signal as signals
 from llmprocd.kernel.proc import Birth
-from llmprocd.kernel.state import NANO, At, File, Kernel, LastCall, Limit, Node, Proc, Request
+from llmprocd.kernel.state import NANO, At, File, Image, Kernel, LastCall, Limit, Node, Proc, Request
 from llmprocd.machine import Machine
 from llmprocd.syscall.caller import Caller, require, require_inside, require_user
 
@@ -91,6 +91,7 @@ def _spawn(m: Machine, caller: Caller, call: calls.Spawn, stdin: File | None) ->
     parent = k.proc(caller.proc) if caller.proc is not None else None
     m.affordable(image, parent.pid if parent else INIT, bounds)
     level = access(call.access) if call.access else Access.ADMIN
+    prompt = _prompt(call, stdin, image)
     fds = _handed(k, parent, call.fds)
     if stdin is not None:
         fds = {3: stdin.id}
@@ -104,13 +105,11 @@ def _spawn(m: Machine, caller: Caller, call: calls.Spawn, stdin: File | None) ->
         env=call.env,
         nice=max(call.nice, parent.nice) if parent else call.nice,
         interactive=call.interactive,
-        prompt=_prompt(call, stdin),
+        prompt=prompt,
         fds=fds,
         limits=bounds,
         file=stdin,
     )
-    if birth.prompt is None and not call.interactive and image.user_prompt:
-        birth = msgspec.structs.replace(birth, prompt=image.user_prompt)
     child = proc.spawn(k, birth)
     if fds:
         k.keep_fds(child.family, max(fds) + 1)
@@ -120,7 +119,12 @@ def _spawn(m: Machine, caller: Caller, call: calls.Spawn, stdin: File | None) ->
     return reply
 
 
-def _prompt(call: calls.Spawn, stdin: File | None) -> str | None:
+def _prompt(call: calls.Spawn, stdin: File | None, image: Image) -> str | None:
+    """What a process is told first, if anything. EINVAL when there is nothing and the caller wants some."""
+    if stdin is None and call.prompt is None and not call.interactive:
+        if call.needs_prompt and not image.user_prompt:
+            raise KernelError(Errno.EINVAL, f"{image.program} has no prompt of its own: give one")
+        return image.user_prompt or None
     if stdin is None:
         return call.prompt
     note = f'<stdin fd="fd:3" size="{stdin.size}">Standard input is in fd:3. Use read_fd to read it.</stdin>'

@@ -324,8 +324,9 @@ class ScriptedDaemon:
         ]}  # fmt: skip
 
     def proc_spawn(
-        self, *, program, prompt=None, interactive=False, name="", request_id="", stdin_path="", **more
-    ):
+        self, *, program, prompt=None, interactive=False, name="", request_id="", stdin_path="",
+        needs_prompt=False, **more
+    ):  # fmt: skip
         if request_id in self.requests:
             return self.requests[request_id]
         if Path(program).name in {"missing", "missing.toml"}:
@@ -336,6 +337,8 @@ class ScriptedDaemon:
             raise RefusedError("EACCES", "no credentials for anthropic")
         if prompt is not None and not prompt.strip():
             raise RefusedError("EINVAL", "prompt: blank")
+        if needs_prompt:
+            raise RefusedError("EINVAL", f"{program} has no prompt of its own: give one")
         del more
         held = Path(stdin_path).read_bytes() if stdin_path else None
         asks = prompt is not None or held is not None

@@ -607,6 +607,17 @@ async def test_exec_is_refused_while_tools_run(autojump_clock, machine):
 # --- the small ones ---------------------------------------------------------------------------------
 
 
+async def test_who_needs_a_prompt_is_refused_without_one(machine):
+    """Before there is a process; the program's own will do. Who does not has fd 0 open then."""
+    with refused(Errno.EINVAL, "inline has no prompt of its own: give one"):
+        await machine.call("proc.spawn", program=table(), needs_prompt=True)
+    assert machine.m.kernel.procs == {}
+    own = table(prompt={"user": "!say mine"})
+    (pid,) = [(await machine.call("proc.spawn", program=own, needs_prompt=True)).pid]
+    assert (await machine.call("proc.wait", pids=[pid])).procs[0].message == "mine"
+    assert machine.proc(await machine.spawn()).input_open
+
+
 async def test_limits_are_shown_with_what_was_used(autojump_clock, machine):
     pid = await machine.spawn(interactive=True, limits={"wall": "10m:1h"})
     await trio.sleep(90)
