@@ -35,7 +35,7 @@ class Retries(msgspec.Struct, frozen=True):
             return None
         named = error.retry_after
         if named is None:
-            return min(LONGEST, FIRST * 2 ** (attempt - 1)) * (0.5 + 0.5 * chance)
+            return min(LONGEST, FIRST * 2 ** (attempt - 1)) * (0.75 + 0.25 * chance)
         if named > FARTHEST:
             return None
         return named if error.shared else named + chance * min(1.0, named / 10)

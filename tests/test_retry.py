@@ -18,8 +18,9 @@ def test_the_pause_doubles_until_a_minute():
     assert pauses == [1, 2, 4, 8, 16, 32, LONGEST, LONGEST]
 
 
-def test_chance_takes_up_to_half_of_a_pause():
-    assert [POLICY.pause(failed(), 3, 0, chance) for chance in (0.0, 0.5, 1.0)] == [2, 3, 4]
+def test_chance_takes_up_to_a_quarter_of_a_pause():
+    """So that each is longer than the one before, whatever chance says."""
+    assert [POLICY.pause(failed(), 3, 0, chance) for chance in (0.0, 0.5, 1.0)] == [3, 3.5, 4]
 
 
 def test_what_cannot_pass_is_not_tried_again():
