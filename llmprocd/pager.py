@@ -11,6 +11,7 @@ yet is not shown. Law: a view that is kept beside its file is put there whole, f
 """
 
 import codecs
+import os
 from collections import OrderedDict
 from collections.abc import Iterator
 from functools import partial
@@ -23,6 +24,7 @@ from llmprocd.kernel import file as files
 from llmprocd.kernel.file import Pages
 from llmprocd.kernel.state import File
 from llmprocd.store.protocol import Store
+from llmprocd.tools import output
 
 SMALL = 262_144
 PIECE = 1 << 20
@@ -91,10 +93,26 @@ class Pager:
 
     async def between(self, view: View, start: int, end: int) -> str:
         """The text between two byte offsets of a view."""
+        return (await self.read_bytes(view, start, end)).decode()
+
+    async def read_bytes(self, view: View, start: int, end: int) -> bytes:
+        """The bytes of a view between two offsets."""
         if view.data is not None:
-            return view.data[start:end].decode()
-        data = await trio.to_thread.run_sync(partial(_pread, view.path, start, end))
-        return data.decode()
+            return view.data[start:end]
+        return await trio.to_thread.run_sync(partial(_pread, view.path, start, end))
+
+    async def copy(self, view: View, start: int, end: int, path: str) -> None:
+        """Write the bytes of a view between two offsets to a new file."""
+        if view.data is not None:
+            await trio.Path(path).write_bytes(view.data[start:end])
+        else:
+            await trio.to_thread.run_sync(_copy, view.path, start, end - start, path)
+
+    async def byte_of_char(self, view: View, char: int) -> int:
+        """The offset in bytes at which a character (from 0) begins."""
+        page = view.pages.page_of_char(char)
+        before = await self.read_chars(view, view.pages.chars[page], char - view.pages.chars[page])
+        return view.pages.bytes[page] + len(before.encode())
 
     async def read_pages(self, view: View, first: int, count: int) -> str:
         """Pages from `first` (from 1)."""
@@ -144,6 +162,12 @@ def _pread(path: str, start: int, end: int) -> bytes:
     with Path(path).open("rb") as source:
         source.seek(start)
         return source.read(end - start)
+
+
+def _copy(source: str, start: int, size: int, path: str) -> None:
+    with Path(source).open("rb") as file:
+        os.lseek(file.fileno(), start, os.SEEK_SET)
+        output.copy(file.fileno(), path, size)
 
 
 def _decoder(errors: str) -> codecs.IncrementalDecoder:

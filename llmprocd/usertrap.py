@@ -9,7 +9,8 @@ import errno
 import logging
 import os
 import re
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -352,7 +353,7 @@ async def read_fd(m: Machine, p: Proc, call: ToolUse) -> Output:
     view = await m.pager.view(file, m.kernel.image(p).paging.default_page_size)
     part = await select(m, args, view, complete=file.complete)
     if args.extract_to_new_fd:
-        return await _extracted(m, p, args, await m.pager.read_chars(view, part.first, part.end - part.first))
+        return await _selected(m, p, args, view, part)
     limit = m.kernel.image(p).paging.max_direct_output_chars
     text = await m.pager.read_chars(view, part.first, min(part.end - part.first, limit))
     before = await m.pager.read_chars(view, part.first - 1, 1) if part.first else "\n"
@@ -425,7 +426,10 @@ async def _grepped(m: Machine, p: Proc, args: trap.ReadFd, file: File) -> Output
     """The lines that match, as many as one answer holds."""
     text = await grep(m, p, file, args.grep)
     if args.extract_to_new_fd:
-        return await _extracted(m, p, args, text)
+        spool = m.store.spool()
+        with _removed(spool):
+            await trio.Path(spool).write_text(text, encoding="utf-8", newline="")
+            return await _extracted(m, p, args, spool=spool)
     limit = m.kernel.image(p).paging.max_direct_output_chars
     pairs: dict[str, object] = {"fd": args.fd, "grep": args.grep}
     if len(text) > limit:
@@ -435,26 +439,51 @@ async def _grepped(m: Machine, p: Proc, args: trap.ReadFd, file: File) -> Output
     return Output(text=files.frame("fd_content", pairs, text))
 
 
-async def _extracted(m: Machine, p: Proc, args: trap.ReadFd, text: str) -> Output:
-    """Put a selection into a new descriptor."""
-    data = text.encode()
-    limits.space(m.kernel, p.pid, len(data))
-    number = FileId(m.kernel.take("file"))
-    disk = len(data) > outcome.IN_ROWS
+async def _selected(m: Machine, p: Proc, args: trap.ReadFd, view: View, part: Selected) -> Output:
+    """Put a part of a view into a new descriptor: a long one goes from file to file."""
+    first = await m.pager.byte_of_char(view, part.first)
+    last = await m.pager.byte_of_char(view, part.end)
+    if last - first <= outcome.IN_ROWS:
+        return await _extracted(m, p, args, await m.pager.read_bytes(view, first, last))
+    spool = m.store.spool()
+    with _removed(spool):
+        await m.pager.copy(view, first, last, spool)
+        return await _extracted(m, p, args, spool=spool)
+
+
+async def _extracted(m: Machine, p: Proc, args: trap.ReadFd, data: bytes = b"", spool: str = "") -> Output:
+    """Put a text, or that in a spool file, into a new descriptor."""
+    size = (await trio.Path(spool).stat()).st_size if spool else len(data)
+    limits.space(m.kernel, p.pid, size)
+    disk = size > outcome.IN_ROWS
+    if spool and not disk:
+        data = await trio.Path(spool).read_bytes()
+    record = File(
+        FileId(m.kernel.take("file")), size, complete=True, origin=f"extract of {args.fd}", disk=disk
+    )
+    chars = len(data.decode())
     if disk:
-        spool = m.store.spool()
-        await trio.to_thread.run_sync(partial(Path(spool).write_bytes, data))
-        await m.store.adopt(spool, number)
+        await m.store.adopt(spool, record.id)
+        view = await m.pager.view(record, m.kernel.image(p).paging.default_page_size)
+        chars = view.pages.total_chars
     k = acting(m, p)
-    record = File(number, len(data), complete=True, origin=f"extract of {args.fd}", disk=disk)
-    if not limits.has_space(k, p.pid, len(data)):  # others were faster
+    if not limits.has_space(k, p.pid, size):  # others were faster
         outcome.discard(m, outcome.Shaped(file=record))
-    limits.space(k, p.pid, len(data))
-    now, fd = files.add(k, k.proc(p.pid), record, b"" if disk else data)
+    limits.space(k, p.pid, size)
+    now, fd = files.add(k, k.proc(p.pid), record, data)
     k.put(now)
-    pairs = {"source_fd": args.fd, "new_fd": f"fd:{fd}", "mode": args.mode, "content_size": len(text)}
+    pairs = {"source_fd": args.fd, "new_fd": f"fd:{fd}", "mode": args.mode, "content_size": chars}
     message = f"<message>Content from {args.fd} has been extracted to fd:{fd}</message>"
     return Output(text=files.frame("fd_extraction", pairs, message))
+
+
+@contextmanager
+def _removed(spool: str) -> Iterator[None]:
+    """Leave no spool file of this name behind."""
+    try:
+        yield
+    finally:
+        Path(spool).unlink(missing_ok=True)
 
 
 async def grep(m: Machine, p: Proc, file: File, pattern: str) -> str:

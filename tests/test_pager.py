@@ -91,6 +91,10 @@ async def check(pager, file, data, size, rng):
     everything = [await pager.read_pages(view, page, 1) for page in range(1, view.pages.count + 1)]
     assert everything == pages
     assert await pager.read_pages(view, 1, view.pages.count) == text
+    first, last = sorted(rng.randrange(len(text) + 1) for _ in range(2))
+    start, end = await pager.byte_of_char(view, first), await pager.byte_of_char(view, last)
+    await pager.copy(view, start, end, copied := pager._store.spool())
+    assert Path(copied).read_bytes().decode() == text[first:last]
     for _ in range(40):
         start, count = rng.randrange(len(text) + 1), rng.choice([1, 2, 5, size, 3 * size, len(text) + 9])
         assert await pager.read_chars(view, start, count) == text[start : start + count]

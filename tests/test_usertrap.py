@@ -1,6 +1,8 @@
 """System calls made by models: what each does, what each answers, and that none can end the daemon."""
 
 import json
+import tracemalloc
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -319,6 +321,22 @@ async def test_a_selection_becomes_a_descriptor_of_its_own(autojump_clock, machi
     assert not is_error
     assert 'new_fd="fd:4"' in text
     assert (await machine.call("fd.read", pid=pid, fd=4)).data == b"100"
+
+
+async def test_a_large_selection_is_never_whole_in_memory(machine, tmp_path):
+    """It is copied from file to file, however long it is."""
+    data = "é".encode() * 8_000_000
+    (tmp_path / "in").write_bytes(data)
+    pid = await machine.spawn(table(), interactive=True, stdin_path=str(tmp_path / "in"))
+    call = use("read_fd", fd="fd:3", mode="char", start=1, count=10**9, extract_to_new_fd=True)
+    tracemalloc.start()
+    try:
+        await machine.call("proc.run", pid=pid, prompt=script(call, "!say done"))
+        assert tracemalloc.get_traced_memory()[1] < len(data) / 2
+    finally:
+        tracemalloc.stop()
+    assert 'content_size="7999999"' in (await machine.results(pid))[-1]["content"]
+    assert Path(machine.m.store.disk_path(machine.proc(pid).fds[4])).read_bytes() == data[2:]
 
 
 async def test_a_descriptor_is_written_to_a_file_exactly(machine, tmp_path):
