@@ -162,14 +162,16 @@ def _range(words: str) -> tuple[int, int]:
 
 
 def _copy_lines(session: Session, pid: int, which: "Fd", line: int, count: int) -> None:
-    """Write some lines, as many at a time as an answer holds."""
+    """Write some lines, as many at a time as an answer holds; a longer one in parts."""
+    offset = 0
     while count > 0:
-        reply = session.call("fd.read", pid=pid, fd=which, line=line, lines=count)
+        reply = session.call("fd.read", pid=pid, fd=which, line=line, lines=count, offset=offset)
         data: bytes = reply["data"]
         _write(data)
         got = data.count(b"\n")
+        offset = len(data) - data.rfind(b"\n") - 1 + (0 if got else offset)
         line, count = line + got, count - got
-        if not got or reply["eof"] or line > reply.get("lines", 0):
+        if not data or reply["eof"] or line > reply.get("lines", 0):
             return
 
 

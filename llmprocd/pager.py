@@ -108,6 +108,10 @@ class Pager:
         else:
             await trio.to_thread.run_sync(_copy, view.path, start, end - start, path)
 
+    async def byte_of_line(self, view: View, line: int) -> int:
+        """The offset in bytes at which a line (from 1) begins; the end for a line beyond the last."""
+        return await self.byte_of_char(view, await self.char_of_line(view, line))
+
     async def byte_of_char(self, view: View, char: int) -> int:
         """The offset in bytes at which a character (from 0) begins."""
         page = view.pages.page_of_char(char)

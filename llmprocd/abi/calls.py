@@ -369,7 +369,10 @@ class Data(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class FdRead(Call[Data], kw_only=True, frozen=True):
-    """Bytes of a descriptor from an offset; or one page, some lines, or the lines a pattern matches."""
+    """Bytes of a descriptor from an offset; or one page, some lines, or the lines a pattern matches.
+
+    `offset` also counts within what is matched, and within a line that is longer than an answer.
+    """
 
     method = "fd.read"
     reply = Data

@@ -14,6 +14,7 @@ from llmprocd.kernel import file as files
 from llmprocd.kernel import proc
 from llmprocd.kernel.state import File, Proc, stdio
 from llmprocd.machine import Machine
+from llmprocd.pager import View
 from llmprocd.syscall.caller import Caller, require
 from llmprocd.tools.output import ToolError
 
@@ -112,37 +113,32 @@ async def _wait_growth(m: Machine, pid: int, file: File) -> None:
 
 async def _part(m: Machine, call: calls.FdRead, file: File) -> calls.Data:
     """A page, or lines, of the text that a model would read."""
-    p = m.kernel.proc(call.pid)
-    view = await m.pager.view(file, m.kernel.image(p).paging.default_page_size)
+    view = await m.pager.view(file, m.kernel.image(m.kernel.proc(call.pid)).paging.default_page_size)
     pages = view.pages
-    if call.page is not None:
-        if call.page > pages.count:
-            raise KernelError(Errno.EINVAL, f"page: {call.page} is beyond the last, {pages.count}")
-        text = await m.pager.read_pages(view, call.page, 1)
-        offset = pages.bytes[call.page - 1]
-    else:
-        line = call.line or 1
-        if line > max(1, pages.total_lines):
-            raise KernelError(Errno.EINVAL, f"line: {line} is beyond the last, {pages.total_lines}")
-        text = _whole_lines(await m.pager.read_lines(view, line, call.lines))
-        offset = 0
-    data = text.encode()
-    last = (
-        call.page == pages.count
-        if call.page is not None
-        else (call.line or 1) + files.count_lines(text) > pages.total_lines
-    )
+    if call.page is None:
+        return await _lines(m, call, file, view)
+    if call.page > pages.count:
+        raise KernelError(Errno.EINVAL, f"page: {call.page} is beyond the last, {pages.count}")
+    data = (await m.pager.read_pages(view, call.page, 1)).encode()
+    last = call.page == pages.count and file.complete
+    offset = pages.bytes[call.page - 1]
     return calls.Data(
-        offset, data, pages.bytes[-1], last and file.complete, call.page, pages.count, pages.total_lines
+        offset, data, pages.bytes[-1], last, call.page, pages=pages.count, lines=pages.total_lines
     )
 
 
-def _whole_lines(text: str) -> str:
-    """As many lines as one answer holds, at least one; the next begins where these end."""
-    if len(text) <= CHUNK:
-        return text
-    newline = text.rfind("\n", 0, CHUNK)
-    return text[: newline + 1] if newline >= 0 else text[: text.find("\n") + 1] or text
+async def _lines(m: Machine, call: calls.FdRead, file: File, view: View) -> calls.Data:
+    """As many of the lines as one answer holds; of one that is longer, what is at `offset` in it."""
+    pages, line = view.pages, call.line or 1
+    if line > max(1, pages.total_lines):
+        raise KernelError(Errno.EINVAL, f"line: {line} is beyond the last, {pages.total_lines}")
+    start = await m.pager.byte_of_line(view, line) + call.offset
+    end = await m.pager.byte_of_line(view, line + call.lines)
+    data = await m.pager.read_bytes(view, start, max(start, min(end, start + CHUNK)))
+    if start + len(data) < end:
+        data = data[: data.rfind(b"\n") + 1] or data.decode(errors="ignore").encode()  # no half character
+    last = start + len(data) >= pages.bytes[-1] and file.complete
+    return calls.Data(call.offset, data, pages.bytes[-1], last, pages=pages.count, lines=pages.total_lines)
 
 
 async def _grep(m: Machine, call: calls.FdRead, file: File) -> calls.Data:

@@ -201,6 +201,23 @@ async def holding(house, tmp_path, data):
     return await house.spawn(table(), interactive=True, stdin_path=str(tmp_path / "in"))
 
 
+async def test_a_line_longer_than_an_answer_comes_in_parts(machine, tmp_path):
+    """None over 256 KiB, each of whole characters; `offset` goes on within the line."""
+    text = "x" + "\u00e9" * 300_000
+    pid = await holding(machine, tmp_path, f"first\n{text}\nlast".encode())
+    got: list[bytes] = []
+    while not got or not got[-1].endswith(b"last"):
+        offset = sum(map(len, got))
+        part = await machine.call("fd.read", pid=pid, fd=3, line=2, lines=9, offset=offset)
+        assert len(part.data) <= 262_144
+        assert part.data.decode()
+        assert (part.offset, part.eof) == (offset, part.data.endswith(b"last"))
+        got.append(part.data)
+    assert b"".join(got).decode() == text + "\nlast"
+    assert (await machine.call("fd.read", pid=pid, fd=3, line=1, lines=2)).data == b"first\n"
+    assert (await machine.call("fd.read", pid=pid, fd=3, line=3, offset=99)).data == b""
+
+
 async def test_a_pattern_gives_the_lines_that_match_as_they_are(tmp_path):
     """Also lines with other line ends in them, with colons, and bytes that are no text."""
     lines = [
