@@ -7,10 +7,10 @@ Law: a model reaches its own descendants and nobody else.
 
 import errno
 import logging
+import math
 import os
 import re
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from llmprocd.kernel.proc import Birth
 from llmprocd.kernel.state import File, Image, Kernel, Node, Proc, ToolUse
 from llmprocd.machine import Machine
 from llmprocd.pager import View
-from llmprocd.tools import fs, trap
+from llmprocd.tools import fs, output, trap
 from llmprocd.tools.output import Output, ToolContext, ToolError
 
 _log = logging.getLogger("llmprocd.usertrap")
@@ -424,19 +424,24 @@ def _within(what: str, value: int, low: int, high: int) -> None:
 
 async def _grepped(m: Machine, p: Proc, args: trap.ReadFd, file: File) -> Output:
     """The lines that match, as many as one answer holds."""
-    text = await grep(m, p, file, args.grep)
-    if args.extract_to_new_fd:
-        spool = m.store.spool()
-        with _removed(spool):
-            await trio.Path(spool).write_text(text, encoding="utf-8", newline="")
+    spool = await grep(m, p, file, args.grep, numbered=True, timeout_s=m.config.tool_timeout_s)
+    with output.removed(spool):
+        if args.extract_to_new_fd:
             return await _extracted(m, p, args, spool=spool)
-    limit = m.kernel.image(p).paging.max_direct_output_chars
+        limit = m.kernel.image(p).paging.max_direct_output_chars
+        text = await trio.to_thread.run_sync(_beginning, spool, limit + 1)
     pairs: dict[str, object] = {"fd": args.fd, "grep": args.grep}
     if len(text) > limit:
         newline = text.rfind("\n", 0, limit)
         text = text[: newline + 1 if newline >= 0 else limit]
         pairs |= {"truncated": not text.endswith("\n"), "capped": True, "next": "a narrower pattern"}
     return Output(text=files.frame("fd_content", pairs, text))
+
+
+def _beginning(path: str, size: int) -> str:
+    """The first characters of a text file."""
+    with Path(path).open(encoding="utf-8", newline="") as file:
+        return file.read(size)
 
 
 async def _selected(m: Machine, p: Proc, args: trap.ReadFd, view: View, part: Selected) -> Output:
@@ -446,7 +451,7 @@ async def _selected(m: Machine, p: Proc, args: trap.ReadFd, view: View, part: Se
     if last - first <= outcome.IN_ROWS:
         return await _extracted(m, p, args, await m.pager.read_bytes(view, first, last))
     spool = m.store.spool()
-    with _removed(spool):
+    with output.removed(spool):
         await m.pager.copy(view, first, last, spool)
         return await _extracted(m, p, args, spool=spool)
 
@@ -477,35 +482,18 @@ async def _extracted(m: Machine, p: Proc, args: trap.ReadFd, data: bytes = b"", 
     return Output(text=files.frame("fd_extraction", pairs, message))
 
 
-@contextmanager
-def _removed(spool: str) -> Iterator[None]:
-    """Leave no spool file of this name behind."""
-    try:
-        yield
-    finally:
-        Path(spool).unlink(missing_ok=True)
-
-
-async def grep(m: Machine, p: Proc, file: File, pattern: str) -> str:
-    """The lines of a file that match, each as `number:text`, found by a process of its own."""
+async def grep(
+    m: Machine, p: Proc, file: File, pattern: str, *, numbered: bool, timeout_s: float = math.inf
+) -> str:
+    """The lines of a file that match, found by a process of its own: a spool file that holds their text."""
     if file.disk:
-        return await _grep(m, p, m.store.disk_path(file.id), pattern)
+        path = m.store.disk_path(file.id)
+        return await fs.matches(context(m, p), pattern, path, numbered=numbered, timeout_s=timeout_s)
     spool = m.store.spool()
     data = await m.store.read(file, 0, m.pager.size(file))
-    try:
+    with output.removed(spool):
         await trio.to_thread.run_sync(partial(Path(spool).write_bytes, data))
-        return await _grep(m, p, spool, pattern)
-    finally:
-        await trio.Path(spool).unlink(missing_ok=True)
-
-
-async def _grep(m: Machine, p: Proc, path: str, pattern: str) -> str:
-    answer = await fs.matches(context(m, p), pattern, path)
-    text = answer.text
-    if answer.spool:
-        text = files.shown(await trio.Path(answer.spool).read_bytes())
-        await trio.Path(answer.spool).unlink()
-    return re.sub(f"^{re.escape(path)}:", "", text, flags=re.MULTILINE)
+        return await fs.matches(context(m, p), pattern, spool, numbered=numbered, timeout_s=timeout_s)
 
 
 async def fd_to_file(m: Machine, p: Proc, call: ToolUse) -> Output:

@@ -10,8 +10,10 @@ import trio
 from machinekit import running, script, table, use
 
 from llmprocd import usertrap
+from llmprocd.config import Config
 from llmprocd.kernel import proc
 from llmprocd.store import memory
+from llmprocd.tools.spawner import Spawner
 
 SMALL = {"max_direct_output_chars": 40, "default_page_size": 10}
 
@@ -337,6 +339,43 @@ async def test_a_large_selection_is_never_whole_in_memory(machine, tmp_path):
         tracemalloc.stop()
     assert 'content_size="7999999"' in (await machine.results(pid))[-1]["content"]
     assert Path(machine.m.store.disk_path(machine.proc(pid).fds[4])).read_bytes() == data[2:]
+
+
+async def test_many_lines_that_match_are_never_all_in_memory(tmp_path):
+    """An answer holds the first of them, an extraction goes from file to file."""
+    data = b"a line\n" * 1_000_000
+    (tmp_path / "in").write_bytes(data)
+    first, all_ = (
+        use("read_fd", fd="fd:3", grep="a"),
+        use("read_fd", fd="fd:3", grep="a", extract_to_new_fd=True),
+    )
+    async with running(spawner=Spawner.fork()) as house:
+        pid = await house.spawn(table(), interactive=True, stdin_path=str(tmp_path / "in"))
+        tracemalloc.start()
+        try:
+            await house.call("proc.run", pid=pid, prompt=script(first, all_, "!say done"))
+            assert tracemalloc.get_traced_memory()[1] < len(data)
+        finally:
+            tracemalloc.stop()
+        text, extracted = [result["content"] for result in await house.results(pid)]
+        assert text.startswith('<fd_content fd="fd:3" grep="a" truncated="false" capped="true"')
+        assert "\n1:a line\n2:a line\n" in text
+        found = await house.call("fd.read", pid=pid, fd=4, page=2)
+        assert 'new_fd="fd:4"' in extracted
+        assert (found.lines, found.data.count(b":a line\n")) == (1_000_000, found.data.count(b"\n"))
+        assert not list(Path(house.m.store.spool()).parent.iterdir())
+
+
+async def test_a_pattern_that_takes_for_ever_is_stopped(tmp_path):
+    """As any tool is that does not end within its deadline."""
+    (tmp_path / "in").write_bytes(b"a" * 60 + b"!")
+    async with running(config=Config(tool_timeout_s=0.2), spawner=Spawner.fork()) as house:
+        pid = await house.spawn(table(), interactive=True, stdin_path=str(tmp_path / "in"))
+        call = use("read_fd", fd="fd:3", grep="(a|a)*$")
+        with trio.fail_after(60):
+            await house.call("proc.run", pid=pid, prompt=script(call, "!say done"))
+        (result,) = await house.results(pid)
+        assert (result["content"], result["is_error"]) == ("[timed out after 0.2 s]", True)
 
 
 async def test_a_descriptor_is_written_to_a_file_exactly(machine, tmp_path):

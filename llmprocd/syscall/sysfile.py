@@ -1,6 +1,7 @@
 """Descriptors: list, stat, read, write."""
 
-import re
+import os
+from pathlib import Path
 
 import msgspec
 import trio
@@ -16,6 +17,7 @@ from llmprocd.kernel.state import File, Proc, stdio
 from llmprocd.machine import Machine
 from llmprocd.pager import View
 from llmprocd.syscall.caller import Caller, require
+from llmprocd.tools import output
 from llmprocd.tools.output import ToolError
 
 CHUNK = 262_144
@@ -145,12 +147,20 @@ async def _grep(m: Machine, call: calls.FdRead, file: File) -> calls.Data:
     """The lines that match. The search is the caller's: it goes on when the process ends."""
     searcher = msgspec.structs.replace(m.kernel.proc(call.pid), pid=INIT)
     try:
-        found = await usertrap.grep(m, searcher, file, call.grep or "")
+        found = await usertrap.grep(m, searcher, file, call.grep or "", numbered=False)
     except ToolError as error:
         raise KernelError(Errno.EINVAL, f"grep: {error}") from None
-    data = re.sub(r"^\d+:", "", found, flags=re.MULTILINE).encode()
-    part = data[call.offset : call.offset + min(call.count, CHUNK)]
-    return calls.Data(call.offset, part, len(data), eof=call.offset + len(part) >= len(data))
+    with output.removed(found):
+        return await trio.to_thread.run_sync(_part_of, found, call.offset, min(call.count, CHUNK))
+
+
+def _part_of(path: str, offset: int, count: int) -> calls.Data:
+    """Bytes of a spool file."""
+    with Path(path).open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(offset)
+        data = file.read(count)
+    return calls.Data(offset, data, size, eof=offset + len(data) >= size)
 
 
 def sys_fd_write(m: Machine, caller: Caller, call: calls.FdWrite) -> calls.Written:

@@ -5,6 +5,7 @@ Law: nothing here waits for a FIFO or a device; what is no regular file is refus
 """
 
 import fcntl
+import math
 import os
 import re
 import secrets
@@ -84,9 +85,18 @@ async def grep(
     return await _search(ctx, none, "grep", path, pattern, glob, str(max_matches))
 
 
-async def matches(ctx: ToolContext, pattern: str, path: str) -> Output:
-    """All lines of one file that match, as `path:line:text`; nothing when there is none. ToolError."""
-    return await _search(ctx, "", "grep", path, pattern, "", str(1 << 40))
+async def matches(
+    ctx: ToolContext, pattern: str, path: str, *, numbered: bool, timeout_s: float = math.inf
+) -> str:
+    """All lines of one file that match, whole, each as `number:text` if `numbered`.
+
+    Returns:
+        a spool file that holds them, in UTF-8.
+
+    Raises:
+        ToolError: the pattern is none, or took too long.
+    """
+    return await _found(ctx, "lines", path, pattern, "numbered" if numbered else "plain", timeout_s=timeout_s)
 
 
 async def write_file(ctx: ToolContext, *, file_path: str, content: str) -> Output:
@@ -284,13 +294,19 @@ def _lock(fd: int) -> bool:
 
 async def _search(ctx: ToolContext, none: str, *args: str) -> Output:
     """Run the search program; `none` is the answer if it finds nothing."""
-    program = (sys.executable, "-I", "-S", "-X", "utf8", search.__file__)
-    ended = await shell.run(ctx, (*program, *args))
-    found = output.answer(ended.spool)
-    if ended.status or ended.why:
-        output.remove(found.spool or ended.spool)
-        raise ToolError(found.text.strip() or ended.why or f"{args[0]} failed")
+    found = output.answer(await _found(ctx, *args))
     return found if found.text or found.spool else Output(none)
+
+
+async def _found(ctx: ToolContext, *args: str, timeout_s: float = math.inf) -> str:
+    """Run the search program: the spool file that holds what it found."""
+    program = (sys.executable, "-I", "-S", "-X", "utf8", search.__file__)
+    ended = await shell.run(ctx, (*program, *args), timeout_s=timeout_s)
+    if ended.status or ended.why:
+        said = output.answer(ended.spool)
+        output.remove(said.spool or ended.spool)
+        raise ToolError(ended.why or said.text.strip() or f"{args[0]} failed")
+    return ended.spool
 
 
 WHERE = "Absolute, or relative to the working directory."

@@ -6,7 +6,8 @@ Law: what the model should read about a failure is a ToolError; any other except
 
 import os
 import sys
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -126,6 +127,15 @@ def copy(source: int, path: str, size: int = sys.maxsize) -> None:
 def remove(path: str) -> None:
     """Remove a spool file that may not be there."""
     Path(path).unlink(missing_ok=True)
+
+
+@contextmanager
+def removed(path: str) -> Generator[None, None, None]:
+    """Leave no spool file of this name behind, however the block ends."""
+    try:
+        yield
+    finally:
+        remove(path)
 
 
 def encode(field: str, text: str) -> bytes:

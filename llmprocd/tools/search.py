@@ -2,6 +2,7 @@
 
     search.py glob PATH PATTERN
     search.py grep PATH PATTERN GLOB MAX
+    search.py lines PATH PATTERN numbered|plain
 
 Run by its path under `python -I -S`, below the spawner: a regular expression can take for ever, and only a
 process can be stopped then. Python's `re`, not grep(1): models write its dialect, the same everywhere.
@@ -36,6 +37,8 @@ def main() -> int:
         wanted = re.compile(pattern)
     except (re.error, RecursionError, OverflowError) as error:
         return refuse(f"pattern: {error}")
+    if verb == "lines":
+        return pick(path, wanted, numbered=more[0] == "numbered")
     return grep(path, wanted, more[0], int(more[1]))
 
 
@@ -93,6 +96,15 @@ def grep(path: str, wanted: re.Pattern[str], names: str, most: int) -> int:
     return 0
 
 
+def pick(path: str, wanted: re.Pattern[str], *, numbered: bool) -> int:
+    r"""Print the lines of a file that match, whole and as text: `\xNN` stands for a byte that is none."""
+    for number, line in lines(Path(path), text_only=False):
+        if wanted.search(line.decode(errors="surrogateescape")):
+            text = line.decode(errors="backslashreplace").encode()
+            sys.stdout.buffer.write(b"%d:%b\n" % (number, text) if numbered else text + b"\n")
+    return 0
+
+
 def show(path: Path, rest: bytes) -> None:
     sys.stdout.buffer.write(os.fsencode(path) + rest)
 
@@ -110,14 +122,14 @@ def files(path: str, names: str) -> Iterator[Path]:
                 yield Path(folder, name)
 
 
-def lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """The lines of a regular text file, numbered; none of a binary one, nor of one that cannot be read."""
+def lines(path: Path, *, text_only: bool = True) -> Iterator[tuple[int, bytes]]:
+    """The lines of a regular file, numbered; none of one that cannot be read, or is binary if `text_only`."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
         return
     with os.fdopen(fd, "rb") as file:
-        if not stat.S_ISREG(os.fstat(fd).st_mode) or b"\0" in file.peek(8192)[:8192]:
+        if not stat.S_ISREG(os.fstat(fd).st_mode) or (text_only and b"\0" in file.peek(8192)[:8192]):
             return
         number = 1
         while line := file.readline(LONGEST):

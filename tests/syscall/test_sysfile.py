@@ -219,13 +219,15 @@ async def test_a_line_longer_than_an_answer_comes_in_parts(machine, tmp_path):
 
 
 async def test_a_pattern_gives_the_lines_that_match_as_they_are(tmp_path):
-    """Also lines with other line ends in them, with colons, and bytes that are no text."""
+    """Also long ones, with other line ends in them, with colons, and bytes that are no text."""
     lines = [
         b"one: 1\n",
         b"two\x0cthree: 3\n",
         b"four\rfive: 5\n",
         "six\u2028seven: 7\n".encode(),
         b"\xff: 8\n",
+        b"nul\0ten: 9\n",
+        b"x" * 2000 + b": 9\n",
     ]
     async with running(spawner=Spawner.fork()) as house:
         pid = await holding(house, tmp_path, b"".join(line + b"other\n" for line in lines))
