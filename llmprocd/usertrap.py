@@ -503,7 +503,9 @@ async def fd_to_file(m: Machine, p: Proc, call: ToolUse) -> Output:
     target = path_of(p, "file_path", args.file_path)
     size = m.pager.size(file)
     await trio.to_thread.run_sync(partial(_may_write, target, args))
-    async with await trio.open_file(target, "ab" if args.mode == "append" else "wb") as out:
+    how = "ab" if args.mode == "append" else "wb"
+    how = how if args.exist_ok else "xb"  # another may have made it just now
+    async with await trio.open_file(target, how) as out:
         for offset in range(0, size, 1 << 18):
             await out.write(await m.store.read(file, offset, min(1 << 18, size - offset)))
     view = await m.pager.view(file, m.kernel.image(p).paging.default_page_size)

@@ -400,6 +400,14 @@ async def test_a_descriptor_is_appended_to_a_file(machine, tmp_path):
     assert (tmp_path / "out").read_text() == "before 1" + "0" * 999
 
 
+async def test_of_two_who_make_a_file_side_by_side_one_is_told_it_exists(machine, tmp_path):
+    """Calls of one turn run at once; neither overwrites what the other wrote."""
+    call = use("fd_to_file", fd="fd:3", file_path="new", exist_ok=False)
+    answer = await answer_of(machine, writer(), BIGGER, f"{call}\n!& {call}", cwd=str(tmp_path))
+    results = (await machine.results(answer[2]))[1:]
+    assert sorted(result.get("is_error", False) for result in results) == [False, True]
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [
