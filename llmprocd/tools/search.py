@@ -83,9 +83,11 @@ def _shown(names: Iterable[str]) -> list[str]:
 
 def grep(path: str, wanted: re.Pattern[str], names: str, most: int) -> int:
     """Print the lines that match, as PATH:LINE:TEXT; after `most` of them say that there may be more."""
-    found = 0
+    found, folder = 0, Path(path).is_dir()
+    if not folder and not Path(path).is_file():
+        return refuse(f"Not a regular file: {path}")
     for file in files(path, names):
-        for number, line in lines(file):
+        for number, line in lines(file, text_only=folder):
             if not wanted.search(line.decode(errors="surrogateescape")):
                 continue
             if found == most:

@@ -309,6 +309,7 @@ async def test_grep_finds_lines(ctx):
     [
         ({"path": "src"}, "src/b.py:1:x = 22\nsrc/deep/c.txt:1:x = 333\n"),
         ({"path": "a.py"}, "a.py:2:x = 1\n"),
+        ({"path": "bin.py"}, "bin.py:1:x = 6\0\n"),
         ({"glob": "*.txt"}, "src/deep/c.txt:1:x = 333\n"),
         ({"glob": "src/*.py"}, "src/b.py:1:x = 22\n"),
         ({"max_matches": 1}, ".hidden.py:1:x = 4\n[stopped after 1 matches]\n"),
@@ -326,6 +327,7 @@ async def test_grep_can_be_narrowed(ctx, args, text):
     [
         ({"pattern": "("}, "pattern: "),
         ({"path": "nope"}, "No such file"),
+        ({"path": "fifo"}, "Not a regular file: fifo"),
         ({"max_matches": 0}, "max_matches"),
     ],
 )
