@@ -45,24 +45,26 @@ class Pager:
         self._store = store
         self._keep = keep
         self._views: OrderedDict[tuple[int, int, int], View] = OrderedDict()
-        self._making: dict[tuple[int, int, int], trio.Event] = {}
+        self._making: dict[int, trio.Lock] = {}
 
     async def view(self, file: File, size: int) -> View:
         """The view of a file with pages of `size` characters.
 
         A growing file's view is as it is now; ask again for more.
         """
+        making = self._making.setdefault(file.id, trio.Lock())
+        try:
+            async with making:  # in turn: an older view that ends last would replace what a newer one reads
+                return await self._kept(file, size)
+        finally:
+            if not making.locked():
+                self._making.pop(file.id, None)
+
+    async def _kept(self, file: File, size: int) -> View:
         key = (file.id, self.size(file), size)
-        while (made := self._making.get(key)) is not None:
-            await made.wait()
         found = self._views.get(key)
         if found is None:
-            self._making[key] = trio.Event()
-            try:
-                found = await self._make(file, key[1], size)
-            finally:
-                self._making.pop(key).set()
-            self._views[key] = found
+            found = self._views[key] = await self._make(file, key[1], size)
             while len(self._views) > self._keep:
                 self._views.popitem(last=False)
         self._views.move_to_end(key)

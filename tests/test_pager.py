@@ -209,6 +209,26 @@ async def test_many_who_look_at_once_see_the_same(store, where):
     assert whole == 16
 
 
+async def test_an_older_view_takes_nothing_from_a_newer_one(store):
+    """Two who look at a growing file that is no text: the first, with small pages, is the last to be done."""
+    file = await on_disk(store, b"\xff" * SMALL * 2, complete=False)
+    pager, path = Pager(store), Path(store.disk_path(file.id))
+
+    async def look():
+        await pager.view(file, 1)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(look)
+        while not pager._making:
+            await trio.lowlevel.checkpoint()
+        with path.open("ab") as out:
+            out.write(b"\xfe" * SMALL)
+        newer = await pager.view(file, 4000)
+    assert await pager.read_pages(newer, newer.pages.count, 1)
+    assert newer.pages.total_chars == 12 * SMALL
+    assert (await pager.read_chars(newer, 12 * SMALL - 4, 4)) == "\\xfe"
+
+
 async def test_views_that_were_not_used_for_long_are_let_go(store):
     pager = Pager(store, keep=3)
     made = [in_rows(store, b"%d" % number, number) for number in range(1, 6)]
