@@ -8,7 +8,7 @@ import stat
 from collections.abc import Awaitable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import trio
@@ -183,7 +183,19 @@ def remember(m: Machine, caller: Caller, call: calls.Spawn | calls.Fork, reply: 
 
 
 def _digest(call: msgspec.Struct) -> bytes:
-    return hashlib.sha256(msgspec.msgpack.encode(call)).digest()
+    return hashlib.sha256(msgspec.msgpack.encode(_ordered(msgspec.structs.asdict(call)))).digest()
+
+
+def _ordered(value: Any) -> Any:
+    """A value with its maps in one order: a client need not send a map in the same order again."""
+    if isinstance(value, dict):
+        pairs = cast("dict[Any, Any]", value).items()
+        return {key: _ordered(inner) for key, inner in sorted(pairs, key=_encoded_key)}
+    return [_ordered(inner) for inner in cast("list[Any]", value)] if isinstance(value, list) else value
+
+
+def _encoded_key(pair: tuple[Any, Any]) -> bytes:
+    return msgspec.msgpack.encode(pair[0])
 
 
 # --- run, send --------------------------------------------------------------------------------------

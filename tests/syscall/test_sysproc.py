@@ -123,6 +123,21 @@ async def test_the_same_id_for_another_request_is_eexist(autojump_clock, machine
     assert list(machine.m.kernel.procs) == [pid]
 
 
+async def test_the_order_of_a_map_does_not_make_another_request(machine):
+    """Many languages send a map in another order each time."""
+    tables = table()
+    first = await machine.spawn(tables, interactive=True, env={"A": "1", "B": "2"}, request_id="r1")
+    turned = {name: dict(reversed(list(tables[name].items()))) for name in reversed(list(tables))}
+    again = await machine.spawn(turned, interactive=True, env={"B": "2", "A": "1"}, request_id="r1")
+    assert again == first
+
+
+async def test_a_map_with_keys_that_do_not_compare_is_another_request(machine):
+    await machine.spawn(interactive=True, request_id="r1")
+    with refused(Errno.EEXIST):
+        await machine.spawn({"model": {1: 2, b"a": 3}}, interactive=True, request_id="r1")
+
+
 async def test_a_duplicate_while_the_first_is_not_durable_joins_it(autojump_clock):
     """Both are answered with one pid, and neither before it is on disk."""
     async with running(latency=5) as house:
