@@ -76,6 +76,29 @@ def bind(path: str, mode: int = 0o600) -> socket.socket:
     return listener
 
 
+def handed(fd: int) -> socket.socket:
+    """The listening socket that a service manager has made.
+
+    Args:
+        fd: its descriptor. SystemExit when it is no Unix stream socket with a path: only those are private.
+    """
+    listener = socket.socket(fileno=fd)
+    name = listener.getsockname()
+    named = listener.family is socket.AF_UNIX and isinstance(name, str) and name  # bytes: abstract
+    if not (named and listener.type is socket.SOCK_STREAM):
+        listener.close()
+        raise SystemExit(f"llmprocd: descriptor {fd} of LISTEN_FDS is no Unix stream socket with a path")
+    return listener
+
+
+def is_shared(path: str) -> bool:
+    """May others than its owner connect to this socket?"""
+    with contextlib.suppress(FileNotFoundError):
+        # Asked of the name: fstat of the socket itself says 0777, whatever that says.
+        return bool(Path(path).stat().st_mode & 0o022)
+    return False
+
+
 def unbind(path: str, inode: int) -> None:
     """Remove the socket, unless the name is another's by now.
 

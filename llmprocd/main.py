@@ -14,7 +14,6 @@ import resource
 import secrets
 import signal
 import socket
-import stat
 import sys
 import time
 from collections.abc import Generator, Mapping, Sequence
@@ -100,13 +99,15 @@ def _is_journal() -> bool:
 def _locked(options: argparse.Namespace, settings: Config, keyring: Keyring) -> int:
     """Be the only daemon of this socket and of this state directory; then run."""
     with _usable():
-        path = str(Path(options.socket or paths.socket_path(os.environ, os.getuid())).absolute())
+        handed = systemd.listen_fds(os.environ)
+        given = listen.handed(handed[0]) if handed else None
+        name = given.getsockname() if given else options.socket or paths.socket_path(os.environ, os.getuid())
+        path = str(Path(name).absolute())
         state = str(Path(options.state_dir or paths.state_dir(os.environ, os.getuid())).absolute())
         paths.make_private(state)
         os.environ["LLMPROC_SOCKET"] = path
         notifier = systemd.Notifier(os.environ)
-        handed = systemd.listen_fds(os.environ)
-        locks = [listen.lock(str(Path(state, "llmprocd"))), *([] if handed else [listen.lock(path)])]
+        locks = [listen.lock(str(Path(state, "llmprocd"))), *([] if given else [listen.lock(path)])]
     spawner = Spawner.fork()
     keys.close_process()
     _many_files()
@@ -114,8 +115,8 @@ def _locked(options: argparse.Namespace, settings: Config, keyring: Keyring) -> 
     gc.set_threshold(*GARBAGE)
     store = Store(state)
     with _usable():
-        listener = socket.socket(fileno=handed[0]) if handed else listen.bind(path)
-    inode = 0 if handed else Path(path).stat().st_ino
+        listener = given or listen.bind(path)
+    inode = 0 if given else Path(path).stat().st_ino
     daemon = Daemon(settings, options.config, keyring, store, spawner, path, state, notifier)
     try:
         return trio.run(daemon.run, listener)
@@ -236,8 +237,7 @@ class Daemon:
     async def run(self, listener: socket.socket) -> int:
         """Serve until told to stop; the exit status."""
         m = self.machine
-        mode = os.fstat(listener.fileno()).st_mode
-        m.shared = bool(stat.S_IMODE(mode) & 0o060)
+        m.shared = listen.is_shared(m.socket)
         m.on_alarm = partial(sysalarm.ring, m)
         status = 1
         try:

@@ -160,3 +160,36 @@ def test_the_lock_is_not_inherited(tmp_path):
     fd = listen.lock(str(tmp_path / "s"))
     assert not os.get_inheritable(fd)
     os.close(fd)
+
+
+@pytest.mark.parametrize(("mode", "shared"), [(0o600, False), (0o660, True), (0o666, True), (0o644, False)])
+def test_who_may_connect_is_told_by_the_mode_of_the_name(tmp_path, mode, shared):
+    """To connect is to write."""
+    path = str(tmp_path / "s")
+    with listen.bind(path, mode):
+        assert listen.is_shared(path) is shared
+    Path(path).unlink()
+    assert not listen.is_shared(path)
+
+
+def test_a_listener_that_was_handed_over_is_used_as_it_is(tmp_path):
+    path = str(tmp_path / "s")
+    with listen.bind(path) as made, listen.handed(os.dup(made.fileno())) as listener:
+        assert listener.getsockname().endswith(".sock")
+        connect(path)
+
+
+@pytest.mark.parametrize(
+    ("family", "kind", "name"),
+    [
+        (socket.AF_INET, socket.SOCK_STREAM, ("127.0.0.1", 0)),
+        (socket.AF_UNIX, socket.SOCK_STREAM, "\0llmprocd-test-abstract"),
+        (socket.AF_UNIX, socket.SOCK_DGRAM, "d"),
+    ],
+)
+def test_a_socket_that_no_mode_keeps_private_is_refused(tmp_path, monkeypatch, family, kind, name):
+    monkeypatch.chdir(tmp_path)
+    with socket.socket(family, kind) as sock:
+        sock.bind(name)
+        with pytest.raises(SystemExit, match="LISTEN_FDS"):
+            listen.handed(os.dup(sock.fileno()))

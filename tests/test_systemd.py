@@ -157,14 +157,14 @@ def call(path: Path, method: str, params: list[object]) -> object:
 
 @needs_activate
 def test_the_first_client_starts_the_daemon(tmp_path):
-    """Socket activation: a listener that was handed over is served, and is not ours to remove."""
+    """Socket activation: a listener that was handed over is served by its own path, and not removed."""
     path = tmp_path / "s"
     args = ["systemd-socket-activate", "-l", str(path), sys.executable, "-m", "llmprocd"]
-    args += ["--state-dir", str(tmp_path / "d"), "--socket", str(path)]
+    args += ["--state-dir", str(tmp_path / "d")]
     with subprocess.Popen(args, stderr=subprocess.DEVNULL) as activator:
         status = call(path, "sys.status", [])
         assert isinstance(status, dict)
-        assert status["pid"] == activator.pid
+        assert (status["pid"], status["socket"]) == (activator.pid, str(path))
         activator.terminate()
         assert activator.wait(timeout=20) == 0
     assert path.exists()

@@ -200,6 +200,33 @@ def test_socket_and_state_are_the_users_alone(house):
     assert stat.S_IMODE(house.state.stat().st_mode) == 0o700
 
 
+STRANGER = """
+import os, socket, sys
+os.chdir(sys.argv[1])
+os.setresuid(65534, 65534, 65534)
+client = socket.socket(socket.AF_UNIX)
+client.connect(sys.argv[2])
+client.sendall(bytes.fromhex(sys.argv[3]))
+sys.stdout.buffer.write(client.recv(4096))
+"""
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can be another user")
+def test_another_user_is_refused_though_the_mode_let_him_in(daemon):
+    """The mode is the first gate, and not the only one: it began as 0600."""
+    path = Path(daemon.socket)
+    path.chmod(0o666)
+    path.parent.chmod(0o711)
+    try:
+        ask = msgpack.packb([0, 1, "proc.list", []]).hex()
+        words = [sys.executable, "-c", STRANGER, str(path.parent), path.name, ask]
+        said = subprocess.run(words, capture_output=True, timeout=60, check=True).stdout
+    finally:
+        path.chmod(0o600)
+        path.parent.chmod(0o700)
+    assert msgpack.unpackb(said)[2][2]["name"] == "EPERM"
+
+
 def test_a_second_daemon_is_refused(daemon):
     """On the same socket, and on the same state directory; the first one lives on."""
     for path, state in [(daemon.socket, daemon.folder / "other"), (f"{daemon.socket}2", daemon.state)]:
