@@ -343,12 +343,29 @@ def _reason(failure: tuple[str, int], argv: Sequence[str], cwd: str) -> str:
 
 
 def _ancestors(os_pid: int) -> list[int]:
-    """A process and its parents, up to the first of its namespace. ProcessLookupError if it is gone."""
+    """A process and its parents, up to the first of its namespace, or to one that is hidden: another user's.
+
+    ProcessLookupError if it is gone.
+    """
     while True:
         chain = [os_pid]
-        while chain[-1] > 1:
-            chain.append(spawner_init.look(chain[-1])[0])
+        while (last := chain[-1]) > 1:
+            parent = spawner_init.look(last)[0]
+            if parent < 0 and _is_hidden(last):
+                return chain
+            chain.append(parent)
         if os_pid <= 0 or chain[1:] == [-1]:
             raise ProcessLookupError(errno.ESRCH, f"process {os_pid} is gone")
         if chain[-1] >= 0:
             return chain  # else one in between ended while we climbed: its child has another parent by now
+
+
+def _is_hidden(os_pid: int) -> bool:
+    """Is a process there that /proc does not show (hidepid, ProtectProc=)? None of ours is hidden from us."""
+    try:
+        os.kill(os_pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return spawner_init.look(os_pid)[0] < 0

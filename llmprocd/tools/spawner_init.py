@@ -258,10 +258,10 @@ def kill(pid: int, parents: tuple[int, int], spared: set[int]) -> bool:
 
 
 def look(pid: int) -> tuple[int, int]:
-    """A process's parent and process group; -1 of one that is gone."""
+    """A process's parent and process group; -1 of one that is gone, or that /proc does not show (hidepid)."""
     try:
         stat = os.open(f"/proc/{pid}/stat", os.O_RDONLY)
-    except FileNotFoundError:
+    except (FileNotFoundError, PermissionError):
         return -1, -1
     try:
         fields = os.read(stat, 4096).rpartition(b")")[2].split()

@@ -275,6 +275,40 @@ async def test_a_tool_may_call_back_before_its_init_has_been_heard_of(tools, out
     await run.end()
 
 
+ASK = """
+import os, signal, subprocess, trio
+from llmprocd.tools.spawner import Spawner
+
+async def main():
+    tools = Spawner.fork()
+    signal.alarm(20)
+    for peer in (os.getpid(), os.getppid()):
+        print(await tools.owner(peer))
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    try:
+        await tools.owner(ended.pid)
+    except ProcessLookupError:
+        print("gone")
+
+trio.run(main)
+"""
+HIDING = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c"]
+CONFINED = "setpriv --regid=1 --clear-groups --bounding-set=-all --inh-caps=-all"
+
+
+@pytest.mark.parametrize("hidepid", [1, 2, 4])
+def test_others_that_proc_does_not_show_are_no_tools(hidepid):
+    """On a host with hidepid, and with ProtectProc=, a peer of another user, or one's own below another's."""
+    mount = f"mount -t proc -o hidepid={hidepid} proc /proc"
+    if subprocess.run([*HIDING, mount], capture_output=True, timeout=60, check=False).returncode:
+        pytest.skip("/proc cannot be mounted anew here")
+    below = f'sh -c "{CONFINED} $0 -c \\"\\$1\\" < /dev/null; true" $0 "$1"'
+    words = [*HIDING, f"{mount} && {below}; true", sys.executable, ASK]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
+    assert done.stdout.split() == ["None", "None", "gone"], done.stderr
+
+
 async def test_a_peer_that_is_gone_has_no_owner(tools):
     """Nobody is taken for the user because he left in time."""
     gone = subprocess.Popen(["true"])
