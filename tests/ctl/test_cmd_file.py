@@ -71,9 +71,9 @@ def test_cat_follows(ctl, files):
     ("words", "part"),
     [
         (["--page", 2], {"page": 2}),
-        (["--lines", "3-7"], {"line": 3, "lines": 5}),
-        (["--lines", "3"], {"line": 3, "lines": 1}),
-        (["--lines", "3-"], {"line": 3, "lines": (1 << 40) - 2}),
+        (["--lines", "3-7"], {"line": 3, "lines": 5, "offset": 0}),
+        (["--lines", "3"], {"line": 3, "lines": 1, "offset": 0}),
+        (["--lines", "3-"], {"line": 3, "lines": (1 << 40) - 2, "offset": 0}),
         (["--grep", "a.*b"], {"grep": "a.*b", "offset": 0}),
     ],
 )
