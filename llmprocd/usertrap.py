@@ -19,6 +19,7 @@ import msgspec
 import trio
 
 from llmprocd import outcome, window
+from llmprocd.abi import paths
 from llmprocd.abi.errno import Errno, KernelError
 from llmprocd.abi.types import FIRST_FD, FileId, Pid, Signal, ToolUseId, message_id, signal
 from llmprocd.kernel import access, history, limits, proc
@@ -135,10 +136,8 @@ def _text(path: Path) -> str:
 
 
 def _check_foreign(path: Path) -> None:
-    """Refuse the files of /proc/PID: the kernel lets a process at its own, and here that is the daemon."""
-    if re.match(
-        r"/proc/\d+/", os.path.realpath(path)
-    ):  # Path.resolve raises RuntimeError for links in a ring
+    """Refuse the files of /proc/PID: they would be the daemon's."""
+    if paths.is_of_a_process(os.path.realpath(path)):  # Path.resolve raises for links in a ring
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
 

@@ -4,7 +4,7 @@ Law: what another user could have put there is never used; it is an error that n
 Imported on the way of every `llmprocctl ps`: the standard library's `os` and nothing else.
 """
 # pathlib and contextlib cost more than the rest of this module
-# ruff: noqa: PTH100, PTH102, PTH110, PTH112, PTH120, SIM105
+# ruff: noqa: PTH100, PTH102, PTH110, PTH112, PTH115, PTH120, SIM105
 
 import os
 
@@ -87,6 +87,21 @@ def config_path(environ: "Mapping[str, str]", uid: int) -> str:
         return "/etc/llmproc/config.toml"
     folder = home.rstrip("/") if home.startswith("/") else f"{_home(environ, uid)}/.config"
     return f"{folder}/llmproc/config.toml"
+
+
+def opened(fd: int) -> str:
+    """The path of an open file, links resolved."""
+    return os.readlink(f"/proc/self/fd/{fd}")
+
+
+def is_of_a_process(path: str) -> bool:
+    """Is a path, links resolved, a file of /proc/PID?
+
+    The kernel lets a process at its own: whatever the daemon opens there for others shows its own memory,
+    and the keys in it.
+    """
+    pid, slash, _ = path.removeprefix("/proc/").partition("/")
+    return path.startswith("/proc/") and pid.isdecimal() and slash == "/"
 
 
 def private_folder(path: str, uid: int) -> str:

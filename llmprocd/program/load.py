@@ -9,7 +9,6 @@ import errno
 import os
 import platform
 import pwd
-import re
 import stat
 import time
 import tomllib
@@ -20,6 +19,7 @@ from typing import Any
 
 import msgspec
 
+from llmprocd.abi import paths
 from llmprocd.abi.errno import Errno, KernelError
 from llmprocd.abi.types import Access
 from llmprocd.kernel import file
@@ -34,7 +34,6 @@ MAX_LINKS = 1000
 MAX_CACHED = 256
 SETTLED = 100_000_000  # ns; a file younger than this may change again within one tick of its clock
 SUFFIXES = (".toml", ".yaml", ".yml")
-FOREIGN = re.compile(r"/proc/\d+/")  # the kernel lets a process at its own files, and here that is the daemon
 INLINE = "inline"  # the name of a program that came as a map
 
 
@@ -192,7 +191,7 @@ def _read(path: str) -> tuple[Stamp, bytes]:
         info = os.fstat(fd)
         if not stat.S_ISREG(info.st_mode):
             raise OSError(errno.EINVAL, "not a regular file")
-        if FOREIGN.match(os.readlink(f"/proc/self/fd/{fd}")):  # noqa: PTH115
+        if paths.is_of_a_process(paths.opened(fd)):
             raise PermissionError(errno.EACCES, "Permission denied", path)
         data = _all(fd)
     finally:
@@ -441,13 +440,13 @@ def _preload(reader: _Reader, report: Report, spec: schema.PreloadTable, folder:
     return found
 
 
-def _texts(paths: Sequence[str], folder: str) -> tuple[Texts, list[tuple[int, str]], list[Stamp]]:
+def _texts(names: Sequence[str], folder: str) -> tuple[Texts, list[tuple[int, str]], list[Stamp]]:
     """Files as (label, text): what could not be read is a warning and left out."""
-    bases = [path.rstrip("/").rpartition("/")[2] for path in paths]
+    bases = [path.rstrip("/").rpartition("/")[2] for path in names]
     found: list[tuple[str, str]] = []
     warnings: list[tuple[int, str]] = []
     stamps: list[Stamp] = []
-    for index, path in enumerate(paths):
+    for index, path in enumerate(names):
         full = _below(folder, path)
         try:
             stamp, data = _read(full)

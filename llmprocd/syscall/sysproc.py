@@ -7,14 +7,13 @@ import shutil
 import stat
 from collections.abc import Awaitable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, cast
 
 import msgspec
 import trio
 
 from llmprocd import usertrap, window
-from llmprocd.abi import calls
+from llmprocd.abi import calls, paths
 from llmprocd.abi.errno import Errno, KernelError
 from llmprocd.abi.types import (
     FIRST_FD,
@@ -72,8 +71,8 @@ def _copy(source: str, target: str) -> int:
     """Copy a regular file; a pipe would hold the daemon's end up, and /proc shows the daemon to itself."""
     descriptor = os.open(source, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
     with os.fdopen(descriptor, "rb") as data:
-        where = str(Path(f"/proc/self/fd/{descriptor}").readlink())
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode) or where.startswith("/proc/"):
+        regular = stat.S_ISREG(os.fstat(descriptor).st_mode)
+        if not regular or paths.is_of_a_process(paths.opened(descriptor)):
             raise OSError(errno.EINVAL, "not a regular file")
         with os.fdopen(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as out:
             shutil.copyfileobj(data, out, 1 << 20)

@@ -7,7 +7,6 @@ Law: nothing here waits for a FIFO or a device; what is no regular file is refus
 import fcntl
 import math
 import os
-import re
 import secrets
 import stat
 import sys
@@ -19,6 +18,7 @@ from typing import Any
 
 import trio
 
+from llmprocd.abi import paths
 from llmprocd.abi.types import Access
 from llmprocd.tools import output, search, shell
 from llmprocd.tools.output import Output, Spec, ToolContext, ToolError
@@ -162,8 +162,7 @@ def _open(path: str) -> int:
 
 
 def _check_foreign(path: str, fd: int) -> None:
-    """Refuse the files of /proc/PID: the kernel lets a process read its own, and here that is the daemon."""
-    if re.match(r"/proc/\d+/", str(Path(f"/proc/self/fd/{fd}").readlink())):
+    if paths.is_of_a_process(paths.opened(fd)):
         raise ToolError(f"Permission denied: {path}")
 
 
