@@ -286,7 +286,7 @@ class Load:
         assert self.wait(late)["status"] == 124
 
     def is_changed(self) -> None:
-        """rename, renice, limits, exec, run and remove."""
+        """rename, renice, limits, exec, run, remove, and freeing what was removed."""
         pid = self.spawn("changed", TALK, interactive=True)
         self.do(lambda client: client.call("proc.rename", pid=pid, name="after"))
         self.do(lambda client: client.call("proc.renice", pid=pid, nice=3))
@@ -303,6 +303,7 @@ class Load:
             lambda client: client.call("proc.remove", pids=[gone]), lambda client: not listed(client, gone)
         )
         self.removed.append(gone)
+        self.do(lambda client: client.call("store.gc"))
         self.close(pid)
         assert self.wait(pid)["status"] == 0
 
