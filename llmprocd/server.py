@@ -282,12 +282,24 @@ def _request(conn: Connection, caller: Caller, frame: wire.Request) -> Awaitable
 async def _in_turn(conn: Connection, caller: Caller, msgid: int, call: Awaitable[Answer]) -> None:
     """See a call through and answer it, while what the client sent after it waits."""
     _flush(conn)  # what was answered before it
+    watching = trio.CancelScope()
+    conn.nursery.start_soon(_watch, conn, watching)
     try:
         answer = await call
     except KernelError as error:
         _hand_over(conn, wire.refusal(msgid, error, caller.errors), error.ticket, msgid)
     else:
         _hand_over(conn, wire.reply(msgid, answer.result), answer.ticket, msgid)
+    watching.cancel(reason="the client is read from again")
+
+
+async def _watch(conn: Connection, watching: trio.CancelScope) -> None:
+    """Notice that the client hangs up while nothing is read from it."""
+    with watching:
+        await trio.sleep(_PROBE)  # nearly always the call is done by then
+        while not _hung_up(conn.sock):  # noqa: ASYNC110  as in `_finish`
+            await trio.sleep(_PROBE)
+        _lost(conn)
 
 
 def _check_in_flight(conn: Connection, msgid: int) -> None:

@@ -401,6 +401,16 @@ async def test_calls_that_need_the_disk_keep_their_turn(peer, door):
     assert door.done == ["x", "y", "z"]
 
 
+async def test_a_hang_up_cancels_a_call_that_needs_the_disk(peer, door):
+    """Nothing is read while it has its turn, yet it is noticed; what came after is not done."""
+    await peer.send(ask(1, "commit_slowly", data="x", seconds=3600) + ask(2, "commit", data="y"))
+    await settle()
+    peer.close()
+    with trio.fail_after(10):
+        await door.gone.wait()
+    assert door.done == []
+
+
 async def test_replies_that_wait_for_the_disk_stop_the_reading(peer, door):
     """A stalled disk is not answered by taking in more work without end."""
     await peer.send(b"".join(ask(i, "commit", data=i) for i in range(500)))
