@@ -165,7 +165,7 @@ async def _push(
                 await _pushed(m, caller, "event", batch)
             waited = after == following
             after = following
-            if waited or not events:
+            if waited or not (events or lost):  # telling of a loss may have taken a while
                 await m.waits.sleep("events")
 
 

@@ -297,3 +297,24 @@ async def test_a_slow_reader_is_told_what_it_lost_and_goes_on(autojump_clock):
         await trio.sleep(1)
         assert pushed(push)[-1] == house.m.console.visible
         house.door.hang_up(caller)
+
+
+async def test_what_happens_while_a_loss_is_told_of_is_not_missed(autojump_clock):
+    """The reader had no room for the word; when it has, the event follows, and not only after another."""
+    async with running(store=memory.Store(events_kept=20)) as house:
+        for _ in range(20):
+            pid = await house.spawn(table(), "!say hi", interactive=True)
+            await house.until(pid, "fd:0")
+        await house.m.wait_durable()
+        del house.m.console._ring[:-10]
+        push = Pushed(room=0)
+        caller = house.caller(push=push)
+        await house.call("events.subscribe", by=caller, after_seq=0, types=["goto"])
+        await trio.sleep(1)
+        await house.call("proc.goto", pid=pid, to=f"m{house.proc(pid).head}")
+        await trio.sleep(1)
+        assert push.notices == []
+        push.drain(1000)
+        await trio.sleep(1)
+        assert [method for method, _, _ in push.notices] == ["overflow", "event"]
+        house.door.hang_up(caller)
