@@ -124,6 +124,7 @@ def attempts(client, pid):
 @pytest.fixture(scope="module")
 def llmock(tmp_path_factory):
     command = [LLMOCK, "serve", "--log-level", "error", "--response-style", "varied"]
+    command += ["--stream-chunk-delay-ms", "20"]  # it judges who hangs up; not if it has sent all by then
     with both(command, tmp_path_factory.mktemp("llmock"), "/anthropic", retries=4) as pair:
         yield pair
 
