@@ -244,7 +244,7 @@ class Store:
             raise KernelError(Errno.EIO, f"file {file.id} has lost its bytes from {offset + len(data)} on")
         return data
 
-    async def sift(self, wanted: Collection[MessageId], below: MessageId) -> reach.Sifted:
+    async def sift(self, wanted: set[MessageId], below: MessageId) -> reach.Sifted:
         """Go through the next nodes below a number, downwards."""
         await trio.lowlevel.checkpoint()
         numbers = sorted((number for number in self._safe.nodes if number < below), reverse=True)

@@ -99,7 +99,7 @@ class Store(Protocol):
         """
         ...
 
-    async def sift(self, wanted: Collection[MessageId], below: MessageId) -> Sifted:
+    async def sift(self, wanted: set[MessageId], below: MessageId) -> Sifted:
         """Go through the next nodes below a number, downwards. What is wanted is durable."""
         ...
 

@@ -56,7 +56,7 @@ def is_above(db: apsw.Connection, number: MessageId, tips: Iterable[MessageId]) 
     return bool(db.execute(_IS_ABOVE, (json.dumps(sorted(tips)), number - 1, number)).get)
 
 
-def sift(db: apsw.Connection, wanted: Collection[MessageId], below: MessageId, limit: int) -> reach.Sifted:
+def sift(db: apsw.Connection, wanted: set[MessageId], below: MessageId, limit: int) -> reach.Sifted:
     """Which of the next nodes below a number nothing needs."""
     nodes = db.execute(
         "SELECT id, parent, length(body) FROM node WHERE id < ? ORDER BY id DESC LIMIT ?", (below, limit)

@@ -4,7 +4,7 @@ Law: a parent's number is below its child's. So when a node is met, all that cou
 met before, and what must be remembered is only what has been asked for and not been met yet.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 
 import msgspec
 
@@ -20,17 +20,20 @@ class Sifted(msgspec.Struct, frozen=True):
     below: MessageId  # where to go on; 0 at the end
 
 
-def sift(nodes: Iterable[tuple[MessageId, MessageId | None, int]], wanted: Collection[MessageId]) -> Sifted:
-    """Go through nodes, each with its parent and its bytes, from the highest number down."""
+def sift(nodes: Iterable[tuple[MessageId, MessageId | None, int]], wanted: set[MessageId]) -> Sifted:
+    """Go through nodes, each with its parent and its bytes, from the highest number down.
+
+    `wanted` is brought up to date and given back: it may be large, and there are many slices.
+    """
     garbage: list[MessageId] = []
-    size, below, still = 0, MessageId(0), set(wanted)
+    size, below = 0, MessageId(0)
     for number, parent, length in nodes:
         below = number
-        if number not in still:
+        if number not in wanted:
             garbage.append(number)
             size += length
             continue
-        still.remove(number)
+        wanted.remove(number)
         if parent is not None:
-            still.add(parent)
-    return Sifted(garbage, size, still, below)
+            wanted.add(parent)
+    return Sifted(garbage, size, wanted, below)

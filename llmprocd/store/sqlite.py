@@ -177,7 +177,7 @@ class Store:
             raise KernelError(Errno.EIO, f"file {file.id} has lost its bytes from {offset + len(data)} on")
         return data
 
-    async def sift(self, wanted: Collection[MessageId], below: MessageId) -> reach.Sifted:
+    async def sift(self, wanted: set[MessageId], below: MessageId) -> reach.Sifted:
         """Go through the next nodes below a number, downwards."""
         return await self._readers.ask(queries.sift, wanted, below, SLICE)
 
