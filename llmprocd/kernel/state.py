@@ -458,7 +458,8 @@ class Change(msgspec.Struct):
     @property
     def is_deed(self) -> bool:
         """Does it change anything, rather than take a number or tell of something?"""
-        return bool(self.procs or self.nodes or self.files or self.chunks or self.images or self.gone)
+        made = self.procs or self.nodes or self.files or self.chunks or self.images or self.families
+        return bool(made or self.requests or self.gone or self.garbage)
 
 
 class Saved(msgspec.Struct):
